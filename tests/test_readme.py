@@ -1,0 +1,49 @@
+"""README.md, CONTRIBUTING.md and .ci/run tell the same story, and what they name exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]+)\)")
+
+
+def commands(path: Path) -> list[str]:
+    """The single commands of a document's shell blocks: comments dropped, `&&` split."""
+    lines = "".join(BLOCK.findall(path.read_text(encoding="utf-8"))).splitlines()
+    return [part.strip() for line in lines for part in line.split("#")[0].split("&&") if part.strip()]
+
+
+@pytest.fixture(scope="module")
+def ci_lines(repository) -> list[str]:
+    return [line.strip() for line in (repository / ".ci" / "run").read_text(encoding="utf-8").splitlines()]
+
+
+def test_ci_installs_and_tests_with_the_commands_of_the_readme(repository, ci_lines):
+    shared = [c for c in commands(repository / "README.md") if c.startswith(("pip install", "pytest"))]
+    assert len(shared) >= 4
+    positions = [max(i for i, line in enumerate(ci_lines) if line == command) for command in shared]
+    assert ci_lines.index(shared[0]) < ci_lines.index(shared[1])
+    assert positions[-1] == max(i for i, line in enumerate(ci_lines) if line), "the tests' closing line comes last"
+
+
+def test_ci_runs_the_main_job_of_the_readme(repository, ci_lines):
+    job = next(c for c in commands(repository / "README.md") if c.startswith("greats train"))
+    assert any(line.startswith(job + " ") for line in ci_lines)
+
+
+def test_contributing_installs_like_the_readme(repository):
+    ours = commands(repository / "CONTRIBUTING.md")
+    assert {'pip install -e ".[dev]"', "pytest -n 2"} <= set(ours) & set(commands(repository / "README.md"))
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/getting-started.md"])
+def test_files_named_in_commands_and_links_exist(repository, document):
+    path = repository / document
+    linked = [path.parent / link for link in LINK.findall(path.read_text(encoding="utf-8"))]
+    words = [word for command in commands(path) for word in shlex.split(command)]
+    named = [repository / word for word in words if word.startswith(("configs/", "scripts/", ".ci/"))]
+    assert named or linked
+    assert [str(p) for p in linked + named if not p.exists()] == []
