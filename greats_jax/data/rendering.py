@@ -1,0 +1,186 @@
+"""Conversations as text, with the spans of it that the model learns.
+
+Labels are found in the text, not in the tokens: a conversation is rendered turn by turn, and what a longer rendering
+adds to the shorter one is what that turn says. Many chat templates carry no generation marks, so there is no other way
+that works for all of them. `tokens.py` then carries the spans over to tokens.
+"""
+
+from typing import NamedTuple
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from greats_jax.data.config import Template
+from greats_jax.data.formats import BadRecord, Conversation, Message, PlainText, PromptCompletion, Record
+from greats_jax.errors import DataError
+
+
+class Rendered(NamedTuple):
+    """Text of one example.
+
+    Attributes:
+        text: The whole text, special tokens written out.
+        spans: Half-open ranges of characters that are labels, in order.
+        add_bos: Whether the tokens that the tokenizer puts at the start of a text are still missing. Chat templates
+            write them into the text themselves.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    add_bos: bool
+
+
+def render(record: Record, tokenizer: PreTrainedTokenizerBase, template: Template = "auto") -> Rendered:
+    """Renders one record; for many, make one `Renderer`, whose arguments and exceptions these are."""
+    return Renderer(tokenizer, template).render(record)
+
+
+class Renderer:
+    """Renders records for one tokenizer and one template.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        template: `chat`, `tulu`, or `auto` for the former where the tokenizer has a chat template.
+
+    Raises:
+        DataError: `chat` is asked for but the tokenizer has no chat template, or it has no end-of-text token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template = "auto"):
+        has_chat = bool(getattr(tokenizer, "chat_template", None))
+        if template == "auto":
+            template = "chat" if has_chat else "tulu"
+        if template == "chat" and not has_chat:
+            raise DataError("data.template is chat, but this model's tokenizer has no chat template: set it to tulu")
+        if not isinstance(tokenizer.eos_token, str):
+            raise DataError("the tokenizer has no end-of-text token (eos_token): set one in its tokenizer_config.json")
+        self.tokenizer = tokenizer
+        self.template: Template = template
+        self.eos: str = tokenizer.eos_token
+        self._end_tokens = tuple(token.content for token in tokenizer.added_tokens_decoder.values())
+        self._opens_turn = template == "chat" and self._has_generation_prompt()
+
+    def render(self, record: Record) -> Rendered:
+        """Renders a record.
+
+        Args:
+            record: A conversation, a prompt with its completion, or plain text. The last two use no template; they end
+                with the end-of-text token.
+
+        Returns:
+            The text and the spans that are labels: of a conversation what the assistant says with its end token (with
+            `tulu` also the line end after it, as in LESS), of a prompt with completion the completion, of plain text
+            everything. A turn whose content is blank has no label.
+
+        Raises:
+            BadRecord: The chat template refuses the conversation, or cannot be rendered turn by turn.
+        """
+        if isinstance(record, Conversation):
+            return self._chat(record) if self.template == "chat" else self._tulu(record)
+        if isinstance(record, PromptCompletion):
+            return self._prompt_completion(record)
+        return self._plain(record)
+
+    def render_question(self, question: str, opening: str, answer: str) -> Rendered:
+        """Renders a question whose answer starts with given words, of which only the rest is a label.
+
+        Args:
+            question: What the user asks.
+            opening: What the assistant's turn starts with; not a label.
+            answer: What follows; the label, without an end token.
+
+        Returns:
+            The text and the span of `answer`.
+
+        Raises:
+            BadRecord: The chat template refuses the question.
+        """
+        if self.template == "chat":
+            text = self._apply((Message("user", question),), open_turn=True) + opening
+        else:
+            text = f"<|user|>\n{question}\n<|assistant|>\n{opening}"
+        return Rendered(text + answer, ((len(text), len(text) + len(answer)),), add_bos=self.template != "chat")
+
+    def _plain(self, record: PlainText) -> Rendered:
+        text = record.text + self.eos if record.text.strip() else ""
+        return Rendered(text, ((0, len(text)),) if text else (), add_bos=True)
+
+    def _prompt_completion(self, record: PromptCompletion) -> Rendered:
+        prompt, completion = record
+        if not completion.strip():
+            return Rendered(prompt, (), add_bos=True)
+        if prompt and not prompt[-1].isspace() and not completion[0].isspace():
+            completion = " " + completion
+        text = prompt + completion + self.eos
+        return Rendered(text, ((len(prompt), len(text)),), add_bos=True)
+
+    def _tulu(self, record: Conversation) -> Rendered:
+        text, spans = "", []
+        for index, (role, content) in enumerate(record.messages):
+            if role not in ("system", "user", "assistant"):
+                raise BadRecord(f"messages[{index}] has the role {role!r}, which the tulu template does not know")
+            content = content.strip()
+            text += f"<|{role}|>\n"
+            start = len(text)
+            text += f"{content}{self.eos}\n" if role == "assistant" else f"{content}\n"
+            if role == "assistant" and content:
+                spans.append((start, len(text)))
+        return Rendered(text, tuple(spans), add_bos=True)
+
+    def _chat(self, record: Conversation) -> Rendered:
+        messages = record.messages
+        full = self._apply(messages)
+        spans = []
+        for index, message in enumerate(messages):
+            if message.role != "assistant" or not message.content.strip():
+                continue
+            before = self._apply(messages[:index], open_turn=True) if index else ""
+            after = full if index + 1 == len(messages) else self._apply(messages[: index + 1])
+            if not (after.startswith(before) and full.startswith(after)):
+                raise BadRecord(
+                    f"the chat template cannot be rendered turn by turn: up to messages[{index}] it gives a text that "
+                    "the longer conversation does not start with, so the assistant's words cannot be found; set "
+                    "data.template to tulu, or use another chat template"
+                )
+            start = len(before)
+            if not (index and self._opens_turn):
+                start += self._header_length(after[start:], message.content.strip())
+            spans.append((start, self._end_of_turn(after, start)))
+        return Rendered(full, tuple(spans), add_bos=False)
+
+    def _header_length(self, turn: str, content: str) -> int:
+        """Length of what a template without generation prompt puts before the assistant's words, such as a role."""
+        length = turn.find(content)
+        if length < 0:
+            raise BadRecord(
+                "the chat template changes the assistant's words, so they cannot be found; use data.template tulu"
+            )
+        # Blanks alone are no header: they often share a token with the first word, and the model has to write it.
+        return length if turn[:length].strip() else 0
+
+    def _end_of_turn(self, text: str, start: int) -> int:
+        """End of the label in a text that ends with an assistant's turn: its end token, else everything."""
+        trimmed = text.rstrip()
+        if len(trimmed) > start and trimmed.endswith(self._end_tokens):
+            return len(trimmed)
+        return len(text)
+
+    def _has_generation_prompt(self) -> bool:
+        question = (Message("user", "a"),)
+        try:
+            return self._apply(question) != self._apply(question, open_turn=True)
+        except BadRecord as error:
+            raise DataError(
+                f"the tokenizer's chat template cannot be used: {error}; set data.template to tulu"
+            ) from None
+
+    def _apply(self, messages: tuple[Message, ...], open_turn: bool = False) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn)
+        except jinja2.TemplateError as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BadRecord(f"the chat template refuses this conversation: {reason}") from None
+        if not isinstance(text, str):
+            raise BadRecord("the chat template gave no text")
+        return text
