@@ -1,0 +1,130 @@
+"""The shape of a decoder, independent of the file format it came from."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+
+from greats_jax.errors import ModelError
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+REMAT_POLICIES = ("none", "full", "dots")
+
+
+def dtype_named(name: str, role: str = "dtype"):
+    """Returns the JAX dtype called `name`.
+
+    Args:
+      name: "float32" or "bfloat16".
+      role: what the dtype is for, named in the error.
+
+    Raises:
+      ModelError: if the name is not one of the two.
+    """
+    if name not in DTYPES:
+        raise ModelError(f"{role} {name!r} is not supported: use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding.
+
+    Attributes:
+      theta: base of the geometric series of wavelengths.
+      kind: "default", "linear" (all frequencies divided by `factor`) or "llama3" (only the slow ones, with a ramp
+        between).
+      factor: by how much the context was stretched.
+      low_freq_factor: llama3: wavelengths above `original_length / low_freq_factor` are fully stretched.
+      high_freq_factor: llama3: wavelengths below `original_length / high_freq_factor` are left alone.
+      original_length: llama3: context length, in tokens, before stretching.
+    """
+
+    theta: float = 10000.0
+    kind: Literal["default", "linear", "llama3"] = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int = 8192
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Everything that decides the computation of a decoder; hashable, so it is static under jit.
+
+    Attributes:
+      family: name of the family ("llama", "mistral", "qwen2", "qwen3", "gpt2").
+      vocab_size: number of tokens, V.
+      width: size of the residual stream, d.
+      layers: number of blocks, L.
+      heads: number of query heads.
+      kv_heads: number of key and value heads; divides `heads`.
+      head_dim: size of one head.
+      ffn_width: hidden size of the feed-forward part.
+      max_length: longest sequence, in tokens, that the model was made for.
+      norm_eps: added to the variance in every norm.
+      activation: non-linearity of the feed-forward part, one of `ACTIVATIONS`.
+      tied: whether the head is the embedding matrix (then there is one array for both).
+      rope: rotary embedding, or None for learned absolute positions.
+      windows: attention window in tokens per layer, 0 for unlimited; empty for all unlimited.
+      qkv_bias: whether the query, key and value projections have a bias.
+      out_bias: whether the attention output projection has a bias.
+      mlp_bias: whether the feed-forward projections have a bias.
+      qk_norm: whether queries and keys are normalised per head.
+      bos_token_id: first token of a text, if any.
+      eos_token_ids: tokens that end a text; generation stops there.
+      pad_token_id: token used for padding, if any.
+      dtype: dtype of the parameters.
+      compute_dtype: dtype of the activations; norms, softmax and logits are float32 whatever it is.
+      remat: what the backward pass recomputes: "none", "dots" (all but matrix products with weights) or "full".
+    """
+
+    family: str
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_width: int
+    max_length: int = 2048
+    norm_eps: float = 1e-5
+    activation: str = "silu"
+    tied: bool = False
+    rope: RopeConfig | None = RopeConfig()
+    windows: tuple[int, ...] = ()
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    dtype: str = "float32"
+    compute_dtype: str = "float32"
+    remat: str = "none"
+
+    def __post_init__(self):
+        """Refuses shapes that cannot be computed, before anything is allocated."""
+        for field in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ffn_width", "max_length"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise ModelError(f"model config: {field} is {value!r}; it must be a positive integer")
+        if self.heads % self.kv_heads:
+            raise ModelError(
+                f"model config: {self.heads} query heads cannot share {self.kv_heads} key/value heads evenly"
+            )
+        if not (isinstance(self.norm_eps, float) and math.isfinite(self.norm_eps) and self.norm_eps > 0):
+            raise ModelError(f"model config: norm_eps is {self.norm_eps!r}; it must be a small positive number")
+        if self.rope is not None and self.head_dim % 2:
+            raise ModelError(f"model config: rotary positions need an even head_dim, not {self.head_dim}")
+        if self.activation not in ACTIVATIONS:
+            raise ModelError(f"model config: activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+        if self.windows and len(self.windows) != self.layers:
+            raise ModelError(f"model config: {len(self.windows)} attention windows for {self.layers} layers")
+        if self.remat not in REMAT_POLICIES:
+            raise ModelError(f"remat {self.remat!r} is not supported: use one of {', '.join(REMAT_POLICIES)}")
+        dtype_named(self.dtype, "dtype")
+        dtype_named(self.compute_dtype, "compute_dtype")

