@@ -5,7 +5,8 @@ from greats_jax.data.config import BadRecordPolicy, DataConfig, RecordFormat, So
 from greats_jax.data.examples import Example, LanguageBatch, collate
 from greats_jax.data.formats import BadRecord, Conversation, Message, PlainText, PromptCompletion, Record, parse_record
 from greats_jax.data.pool import Pool
-from greats_jax.data.records import LoadedRecord, LoadedRecords, load_records
+from greats_jax.data.randomness import permutation
+from greats_jax.data.records import LoadedRecord, LoadedRecords, load_hub_split, load_records
 from greats_jax.data.rendering import Rendered, Renderer, render
 from greats_jax.data.sampling import Candidates, CandidateSampler, bucket_lengths
 from greats_jax.data.tokens import Encoded, Encoder
@@ -37,9 +38,11 @@ __all__ = [
     "bucket_lengths",
     "build_pool",
     "collate",
+    "load_hub_split",
     "load_records",
     "padding_token",
     "parse_record",
+    "permutation",
     "render",
     "tokenize_records",
 ]

@@ -17,6 +17,9 @@ _ROUND_TO = 8
 _GROUP = 50
 """Batches among which examples of similar length are put together, when they are."""
 
+_EPOCHS_KEPT = 3
+"""Epochs whose order is kept in memory: the current one, one ahead, one behind."""
+
 _ORDER, _MIX, _BATCHES = range(3)
 """What a permutation is for, so that no two share their random bits."""
 
@@ -86,7 +89,7 @@ class CandidateSampler:
         self.steps_per_epoch = len(pool) // batch_size
         self._lengths = pool.lengths
         self._members, self._draws = _shares(pool)
-        self._epochs: dict[tuple[int, int], np.ndarray] = {}
+        self._epochs: dict[int, np.ndarray] = {}
         self.bucket_lengths = self._bucket_lengths(buckets, min_length)
 
     def __call__(self, step: int) -> Candidates:
@@ -109,15 +112,16 @@ class CandidateSampler:
         if step < 0:
             raise DataError(f"step {step} has no candidates: steps count from 0")
         epoch, batch = divmod(step, self.steps_per_epoch)
-        return self._epoch(self.seed, epoch)[batch]
+        return self._epoch(epoch)[batch]
 
-    def _epoch(self, seed: int, epoch: int) -> np.ndarray:
+    def _epoch(self, epoch: int) -> np.ndarray:
         """Batches of an epoch, i64[steps_per_epoch, batch_size]."""
-        if (seed, epoch) not in self._epochs:
-            if len(self._epochs) >= 4:
-                self._epochs.clear()
-            self._epochs[seed, epoch] = self._draw(seed, epoch)
-        return self._epochs[seed, epoch]
+        batches = self._epochs.get(epoch)
+        if batches is None:
+            batches = self._draw(self.seed, epoch)
+            # One assignment, not an update in place: a thread that draws ahead may be here at the same time.
+            self._epochs = {**dict(list(self._epochs.items())[-_EPOCHS_KEPT + 1 :]), epoch: batches}
+        return batches
 
     def _draw(self, seed: int, epoch: int) -> np.ndarray:
         drawn = np.concatenate(

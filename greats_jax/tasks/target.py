@@ -1,0 +1,173 @@
+"""The target task of a run: validation and test examples, and the pool that is left to train on."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from greats_jax.data import (
+    DataConfig,
+    Encoder,
+    Example,
+    Pool,
+    Renderer,
+    SourceConfig,
+    load_records,
+    permutation,
+    tokenize_records,
+)
+from greats_jax.errors import TaskError
+from greats_jax.tasks.config import TaskConfig
+from greats_jax.tasks.mmlu import build_examples, load_questions
+
+
+class TargetTask(NamedTuple):
+    """What a run should become good at.
+
+    Attributes:
+        name: The task's name, for reports and file names.
+        validation: Examples that steer the selection.
+        test: Examples that are only measured; none is among `validation`.
+        pool: The training pool without the examples of this task.
+        counts: Number of examples left out, by reason: `validation_unusable` and `test_unusable` have no label within
+            the longest example, `test_in_validation` are in both, `pool_held_out` became this task's,
+            `pool_duplicates` are the same token for token.
+    """
+
+    name: str
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    pool: Pool
+    counts: dict[str, int]
+
+
+def load_task(
+    config: TaskConfig, tokenizer: PreTrainedTokenizerBase, data_config: DataConfig, pool: Pool, seed: int = 0
+) -> TargetTask:
+    """Loads the target task.
+
+    Args:
+        config: The task.
+        tokenizer: The model's tokenizer.
+        data_config: Template and longest example, as for the pool.
+        pool: The training pool.
+        seed: Seed of what is drawn at random: examples held out, the order of one's own.
+
+    Returns:
+        The task. Examples of the pool that are also in it are gone from its pool, so nothing measured is trained on.
+
+    Raises:
+        TaskError: Task data are missing or unusable, or too few are left.
+        DataError: A file of examples cannot be read.
+    """
+    load = {"mmlu": _load_mmlu, "examples": _load_examples, "holdout": _load_holdout}[config.name]
+    task = load(config, tokenizer, data_config, pool, seed)
+    validation = {_key(example) for example in task.validation}
+    test = tuple(example for example in task.test if _key(example) not in validation)
+    keys = validation | {_key(example) for example in test}
+    copies = {example.id for example in task.pool.examples if _key(example) in keys}
+    left = task.pool.without(copies, "in_target")
+    if not len(left):
+        raise TaskError(
+            f"the {task.name} task leaves nothing to train on: every example of the pool is also in the task"
+        )
+    counts = {**task.counts, "test_in_validation": len(task.test) - len(test), "pool_duplicates": len(copies)}
+    return task._replace(test=test, pool=left, counts={reason: number for reason, number in counts.items() if number})
+
+
+def _key(example: Example) -> bytes:
+    return example.input_ids.tobytes()
+
+
+def _load_mmlu(
+    config: TaskConfig, tokenizer: PreTrainedTokenizerBase, data_config: DataConfig, pool: Pool, seed: int
+) -> TargetTask:
+    del seed  # which questions are used is fixed by the benchmark
+    subject = config.subject or ""
+    path = config.path or "cais/mmlu"
+    renderer, encoder = Renderer(tokenizer, data_config.template), Encoder(tokenizer, data_config.max_length)
+    name = f"mmlu-{subject}"
+    built, counts = {}, {}
+    for part, split, limit in ("validation", "dev", config.n_validation), ("test", "test", config.n_test):
+        questions = load_questions(path, subject, split)
+        built[part], counts[f"{part}_unusable"] = build_examples(questions, subject, split, renderer, encoder, limit)
+    _check_left(name, built["validation"], built["test"], config, counts, data_config.max_length)
+    return TargetTask(name, tuple(built["validation"]), tuple(built["test"]), pool, counts)
+
+
+def _load_examples(
+    config: TaskConfig, tokenizer: PreTrainedTokenizerBase, data_config: DataConfig, pool: Pool, seed: int
+) -> TargetTask:
+    path = config.path or ""
+    examples, unusable = _own_examples(path, "target", tokenizer, data_config)
+    if config.order == "random":
+        examples = [examples[index] for index in permutation(len(examples), seed)]
+    validation, rest = examples[: config.n_validation], examples[config.n_validation :]
+    counts = {"validation_unusable": unusable, "test_unusable": 0}
+    if config.test_path is not None:
+        rest, counts["test_unusable"] = _own_examples(config.test_path, "target_test", tokenizer, data_config)
+    test = rest[: config.n_test]
+    name = validation[0].source if validation else "examples"
+    _check_left(f"examples ({path})", validation, test, config, counts, data_config.max_length)
+    return TargetTask(name, tuple(validation), tuple(test), pool, counts)
+
+
+def _own_examples(
+    path: str, prefix: str, tokenizer: PreTrainedTokenizerBase, data_config: DataConfig
+) -> tuple[list[Example], int]:
+    """Examples of a file in order, without repetitions, and the number of records that have no label."""
+    source = SourceConfig(path=path)
+    loaded = load_records(source, data_config.on_bad_record)
+    tokenized = tokenize_records(loaded.records, data_config, tokenizer)
+    examples = [
+        example._replace(id=f"{prefix}-{item.line}")
+        for item, example in zip(tokenized.records, tokenized.examples, strict=True)
+    ]
+    return list({_key(example): example for example in reversed(examples)}.values())[::-1], (
+        len(loaded.records) - len(examples) + sum(loaded.skipped.values())
+    )
+
+
+def _load_holdout(
+    config: TaskConfig, tokenizer: PreTrainedTokenizerBase, data_config: DataConfig, pool: Pool, seed: int
+) -> TargetTask:
+    del tokenizer, data_config  # the pool's examples are tokenized already
+    if config.source is not None and config.source not in pool.sources:
+        raise TaskError(f"task.source is {config.source!r}, but the pool's sources are {', '.join(pool.sources)}")
+    eligible = [
+        index for index, example in enumerate(pool.examples) if config.source is None or example.source == config.source
+    ]
+    order = [eligible[index] for index in permutation(len(eligible), seed)]
+    unique = list({_key(pool[index]): index for index in order}.values())
+    size = min(round(config.fraction * len(eligible)), config.n_validation + config.n_test)
+    held = [pool[index] for index in unique[:size]]
+    where = f"source {config.source}" if config.source else "pool"
+    if len(held) < config.n_validation + min(config.n_test, 1):
+        raise TaskError(
+            f"the holdout task wants {config.n_validation} validation examples and a test set, but task.fraction "
+            f"{config.fraction} of the {where} ({len(eligible)} examples) is {len(held)}: raise task.fraction, lower "
+            "task.n_validation, or add data"
+        )
+    left = pool.without({example.id for example in held}, "held_out")
+    name = f"holdout-{config.source}" if config.source else "holdout"
+    split = config.n_validation
+    return TargetTask(name, tuple(held[:split]), tuple(held[split:]), left, {"pool_held_out": len(held)})
+
+
+def _check_left(
+    name: str,
+    validation: Sequence[Example],
+    test: Sequence[Example],
+    config: TaskConfig,
+    counts: dict[str, int],
+    max_length: int,
+) -> None:
+    for part, examples, wanted in ("validation", validation, config.n_validation), ("test", test, config.n_test):
+        if wanted and not examples:
+            dropped = counts[f"{part}_unusable"]
+            reason = (
+                f"{dropped} have no label within data.max_length ({max_length} tokens): raise it"
+                if dropped
+                else "validation took all: give task.test_path, lower task.n_validation, or set task.n_test to 0"
+            )
+            raise TaskError(f"the task {name} has no {part} example: {reason}")
