@@ -1,16 +1,26 @@
 """Decoders in Flax NNX: the Llama family and GPT-2, from and to the files of others."""
 
-from greats_jax.models.config import DecoderConfig, RopeConfig
+from greats_jax.models.adapters import load_adapter, save_adapter
+from greats_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
 from greats_jax.models.decoder import Decoder
 from greats_jax.models.loading import from_pretrained, save_pretrained
-from greats_jax.models.partition import combine, partition
+from greats_jax.models.lora import add_lora, merge_lora
+from greats_jax.models.partition import combine, has_adapters, partition
+from greats_jax.models.tokenizer import load_tokenizer
 
 __all__ = [
     "Decoder",
     "DecoderConfig",
+    "LoraConfig",
     "RopeConfig",
+    "add_lora",
     "combine",
     "from_pretrained",
+    "has_adapters",
+    "load_adapter",
+    "load_tokenizer",
+    "merge_lora",
     "partition",
+    "save_adapter",
     "save_pretrained",
 ]

@@ -14,6 +14,7 @@ from greats_jax.errors import ModelError
 from greats_jax.models.config import DecoderConfig
 from greats_jax.models.families import family_named
 from greats_jax.models.families.family import token_ids
+from greats_jax.models.sources import first_line
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -60,7 +61,7 @@ def read_config(folder: Path) -> DecoderConfig:
         raise
     except Exception as error:  # transformers raises whatever the first wrong value leads to
         raise ModelError(
-            f"{path} is not a valid {family.name} configuration ({_first_line(error)}): get the file again"
+            f"{path} is not a valid {family.name} configuration ({first_line(error)}): get the file again"
         ) from error
     generation = folder / "generation_config.json"
     if generation.is_file():
@@ -90,7 +91,7 @@ class Tensors(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         """Reads one tensor; only its bytes are loaded."""
         file = self._file_of[name]
-        return _opened(file, lambda handle: handle.get_tensor(name))
+        return open_safetensors(file, lambda handle: handle.get_tensor(name))
 
     def __iter__(self):
         """Iterates over the names."""
@@ -153,7 +154,7 @@ def _index(folder: Path) -> dict[str, Path]:
             if Path(file).name != file or not (folder / file).is_file():
                 raise ModelError(f"{folder} has no {file}, which {INDEX} names: get the missing shard")
         files = {folder / file for file in weight_map.values()}
-        present = {file: set(_opened(file, lambda handle: list(handle.keys()))) for file in files}
+        present = {file: set(open_safetensors(file, lambda handle: list(handle.keys()))) for file in files}
         for name, file in weight_map.items():
             if name not in present[folder / file]:
                 raise ModelError(
@@ -161,7 +162,7 @@ def _index(folder: Path) -> dict[str, Path]:
                 )
         return {name: folder / file for name, file in weight_map.items()}
     if (folder / WEIGHTS).is_file():
-        return dict.fromkeys(_opened(folder / WEIGHTS, lambda handle: list(handle.keys())), folder / WEIGHTS)
+        return dict.fromkeys(open_safetensors(folder / WEIGHTS, lambda handle: list(handle.keys())), folder / WEIGHTS)
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:
         raise ModelError(
@@ -171,14 +172,14 @@ def _index(folder: Path) -> dict[str, Path]:
     raise ModelError(f"{folder} has no weights: it needs {WEIGHTS}, or shards and {INDEX}")
 
 
-def _opened(file: Path, read: Callable[[Any], Any]) -> Any:
+def open_safetensors(file: Path, read: Callable[[Any], Any]) -> Any:
+    """Gives an opened safetensors file to `read`; tensors are NumPy arrays, bfloat16 included.
+
+    Raises:
+      ModelError: if the file is damaged.
+    """
     try:
         with safe_open(file, framework="numpy") as handle:
             return read(handle)
     except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise ModelError(f"{file} is damaged ({_first_line(error)}): get the file again") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+        raise ModelError(f"{file} is damaged ({first_line(error)}): get the file again") from error

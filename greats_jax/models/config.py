@@ -51,6 +51,38 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al., 2021), in PEFT's terms.
+
+    Attributes:
+      rank: inner size of the update A B.
+      alpha: the update is scaled by alpha / rank.
+      dropout: probability with which each input of the adapter is dropped in training.
+      targets: names of the linear maps that get an adapter, as PEFT matches them: "q_proj", or with what comes before
+        it, "attn.c_proj"; "all-linear" for every one in the layers.
+      dtype: dtype of A and B; float32 trains well beside a frozen base in bfloat16.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        """Refuses settings that mean nothing."""
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+            raise ModelError(f"lora rank is {self.rank!r}: it must be a whole number of at least 1")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ModelError(f"lora alpha is {self.alpha!r}: it must be a positive number")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ModelError(f"lora dropout is {self.dropout!r}: it must be at least 0 and less than 1")
+        if isinstance(self.targets, str) or not self.targets:
+            raise ModelError(f"lora targets are {self.targets!r}: give the names of one or more linear maps")
+        dtype_named(self.dtype, "lora dtype")
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """Everything that decides the computation of a decoder; hashable, so it is static under jit.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from greats_jax.models.config import DecoderConfig, dtype_named
+from greats_jax.models.config import DecoderConfig, LoraConfig, dtype_named
 from greats_jax.models.families import family_named
 from greats_jax.models.layers import INIT_STD, Dropout, LayerNorm, RMSNorm, causal_attention, rotary_frequencies, rotate
 
@@ -32,6 +32,7 @@ class Decoder(nnx.Module):
             return nnx.Param((INIT_STD * jax.random.normal(key, (rows, config.width), jnp.float32)).astype(dtype))
 
         self.config = config
+        self.lora: LoraConfig | None = None  # set where adapters are added
         self.embed = table(embed_key, config.vocab_size)
         self.positions = nnx.data(table(position_key, config.max_length) if config.rope is None else None)
         self.layers = family.block(config, layer_key)
@@ -91,7 +92,7 @@ class Decoder(nnx.Module):
         return jnp.einsum("btd,vd->btv", hidden, table[...].astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def embedded(self, input_ids: jax.Array, positions: jax.Array) -> jax.Array:
-        """Token (and learned position) embeddings, [B, T, d]; ids outside the vocabulary give NaN, not a wrong token."""
+        """Token (and learned position) embeddings, [B, T, d]; ids outside the vocabulary give NaN, no wrong token."""
         x = self.embed[...].at[input_ids].get(mode="fill", fill_value=jnp.nan)
         if self.positions is not None:
             x = x + self.positions[...].at[positions].get(mode="fill", fill_value=jnp.nan)

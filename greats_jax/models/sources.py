@@ -43,6 +43,12 @@ def locate(source: str | Path) -> Path:
     return _downloaded(text)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error of a library, for a message of one line."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def _packaged(name: str) -> Path:
     module = name.replace("-", "_")
     # The package is only looked up: importing it would import what it depends on.
@@ -61,9 +67,8 @@ def _downloaded(hub_id: str) -> Path:
     try:
         folder = snapshot_download(hub_id, allow_patterns=list(_HUB_FILES), ignore_patterns=list(_HUB_LEFT_OUT))
     except Exception as error:  # the hub client raises many unrelated types: HTTP, validation, missing cache, proxies
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{hub_id!r} is no local directory and could not be fetched from the Hugging Face hub ({reason}): "
+            f"{hub_id!r} is no local directory and could not be fetched from the hub ({first_line(error)}): "
             "check the name and the connection, or name a local directory"
         ) from error
     return Path(folder)
