@@ -172,7 +172,7 @@ def _taken(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], fo
     array = tensors.pop(name)
     if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
         raise ModelError(
-            f"{folder / WEIGHTS}: {name} is {array.dtype}{list(array.shape)}, but the model needs floats {list(shape)}: "
+            f"{folder / WEIGHTS}: {name} is {array.dtype}{list(array.shape)}, but the model needs {list(shape)}: "
             "load it onto the base model it was trained for"
         )
     return array

@@ -71,7 +71,7 @@ def generate(
     bad = next((token for row in rows for token in row if not 0 <= token < config.vocab_size), None)
     if bad is not None:
         raise ModelError(
-            f"prompt token {bad} is outside the vocabulary of {config.vocab_size}: use the model's tokenizer"
+            f"prompt token {bad} is not in the vocabulary of {config.vocab_size}: use the model's tokenizer"
         )
     prompt_slots = min(_bucket(longest), config.max_length)
     ids = np.zeros((len(rows), prompt_slots), np.int32)
@@ -167,8 +167,8 @@ def _step(model: Decoder, cache: Any, token: jax.Array, position: jax.Array) -> 
 
 
 def _cached_attention(q, keys, values, positions, window):
-    """Attention of queries [B, T, N, H] at `positions` i32[B, T] to the slots [B, S, K, H] up to theirs, within the
-    window.""" distance = positions[:, :, None] - jnp.arange(keys.shape[1])[None, None]
+    """Attention of queries [B, T, N, H] at `positions`, i32[B, T], to slots [B, S, K, H] up to theirs in the window."""
+    distance = positions[:, :, None] - jnp.arange(keys.shape[1])[None, None]
     mask = (distance >= 0) & ((window == 0) | (distance < window))
     return jax.nn.dot_product_attention(q, keys, values, mask=mask[:, None])
 
