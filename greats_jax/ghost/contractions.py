@@ -1,0 +1,293 @@
+"""Contractions of one factored leaf: inner products, norms, directions and weighted sums, each one bounded einsum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from greats_jax.ghost.einsum import (
+    INTERMEDIATE_LIMIT,
+    Labels,
+    Plan,
+    Sizes,
+    Spec,
+    Tensor,
+    accumulation_dtype,
+    contract,
+    plan_contraction,
+    sizes_of,
+)
+from greats_jax.ghost.layout import EXAMPLE, LeafSpec, TermSpec, finest_splits, split_sizes
+
+Array = jax.Array
+
+# The second set of examples in a cross product; contraction-only labels of the second side are shifted out of the way.
+OTHER = -1
+_SHIFT = 10_000
+
+
+class Factored(NamedTuple):
+    """One leaf with its arrays: the einsum terms of `spec` over `pool`."""
+
+    spec: LeafSpec
+    pool: tuple[Array, ...]
+
+    def tensors(self, term: TermSpec) -> list[Tensor]:
+        """Labelled operands of a term."""
+        return [Tensor(self.pool[i], spec) for i, spec in term.operands]
+
+
+def gram(leaf: Factored, keep: Labels = ()) -> Array | None:
+    """`<g_i, g_j>` of one leaf, `[*keep, n, n]`; None if the gradient is always zero."""
+    terms = leaf.spec.terms or ()
+    parts = [_self_gram(leaf, term, keep) for term in terms]
+    for i, a in enumerate(terms):
+        for b in terms[i + 1 :]:
+            mixed = _pair(leaf.tensors(a), _as_other(leaf, leaf.tensors(b)), (*keep, EXAMPLE, OTHER)) * (a.coefficient * b.coefficient)
+            parts.append(mixed + jnp.swapaxes(mixed, -1, -2))
+    return sum(parts[1:], start=parts[0]) if parts else None
+
+
+def cross(leaf: Factored, other: Factored, keep: Labels = ()) -> Array | None:
+    """`<g_i, h_j>` of one leaf, `[*keep, n, m]`."""
+    leaf, other = _cut_alike(leaf, other)
+    parts = []
+    for a in leaf.spec.terms or ():
+        for b in other.spec.terms or ():
+            right = _as_other(other, other.tensors(b), leaf.spec)
+            parts.append(_pair(leaf.tensors(a), right, (*keep, EXAMPLE, OTHER)) * (a.coefficient * b.coefficient))
+    return sum(parts[1:], start=parts[0]) if parts else None
+
+
+def squared_norms(leaf: Factored, keep: Labels = ()) -> Array | None:
+    """`<g_i, g_i>` of one leaf, `[*keep, n]`."""
+    terms = leaf.spec.terms or ()
+    parts = []
+    for i, a in enumerate(terms):
+        for j, b in enumerate(terms[i:]):
+            right = _as_other(leaf, leaf.tensors(b), example=EXAMPLE)
+            parts.append(_pair(leaf.tensors(a), right, (*keep, EXAMPLE)) * (a.coefficient * b.coefficient * (1 if j == 0 else 2)))
+    return sum(parts[1:], start=parts[0]) if parts else None
+
+
+def dot(leaf: Factored, direction: Array, keep: Labels = ()) -> Array | None:
+    """`<g_i, v>` of one leaf, `[*keep, n]`, for a direction of the parameter's shape."""
+    target = Tensor(direction.reshape(leaf.spec.atom_shape), Spec(leaf.spec.out))
+    parts = [contract([*leaf.tensors(t), target], (*keep, EXAMPLE)) * t.coefficient for t in leaf.spec.terms or ()]
+    return sum(parts[1:], start=parts[0]) if parts else None
+
+
+def weighted_sum(leaf: Factored, weights: Array) -> Array:
+    """`sum_i w_i g_i` of one leaf, with weights `[n]` or `[layers, n]`; rows of weight 0 are never read."""
+    spec = leaf.spec
+    labels = (EXAMPLE,) if weights.ndim == 1 else (*spec.out[:1], EXAMPLE)
+    scale = Tensor(weights, Spec(labels))
+    sizes = dict(spec.sizes)
+    parts = []
+    for term in spec.terms or ():
+        tensors = [_drop_rows(t, weights, labels) for t in leaf.tensors(term)]
+        parts.append(contract([*tensors, scale], spec.out, sizes) * term.coefficient)
+    return sum(parts[1:], start=parts[0]).reshape(spec.shape) if parts else jnp.zeros(spec.shape, jnp.float32)
+
+
+def materialize(leaf: Factored, n: int) -> Array:
+    """`g_i` of one leaf, `[n, *shape]`: the whole per-example gradient, for tests and small leaves."""
+    spec = leaf.spec
+    parts = [contract(leaf.tensors(t), (EXAMPLE, *spec.out), dict(spec.sizes)) * t.coefficient for t in spec.terms or ()]
+    return sum(parts[1:], start=parts[0]).reshape(n, *spec.shape) if parts else jnp.zeros((n, *spec.shape), jnp.float32)
+
+
+def align_with(leaf: Factored, other: Factored, weights: Array) -> Array | None:
+    """`<g_i, sum_j w_j h_j>` of one leaf, `[n]`: through the summed direction or through pairs, whichever costs less."""
+    if not leaf.spec.terms or not other.spec.terms:
+        return None
+    pairs = _cross_plan(leaf, other)
+    n, m = _rows(leaf), _rows(other)
+    direct = sum(_flops(other, t, (*other.spec.out,)) for t in other.spec.terms) * 1.0
+    direct += sum(_flops(leaf, t, (*leaf.spec.out,)) for t in leaf.spec.terms)
+    if direct <= pairs or n * m == 0:
+        return dot(leaf, weighted_sum(other, weights))
+    table = cross(leaf, other)
+    # A dropped validation row may hold anything, also a value that is not finite.
+    return None if table is None else jnp.where(weights == 0, 0, table) @ weights.astype(table.dtype)
+
+
+# ---- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def _pair(left: Sequence[Tensor], right: Sequence[Tensor], out: Labels) -> Array:
+    return contract([*left, *right], out)
+
+
+def _as_other(leaf: Factored, tensors: Sequence[Tensor], match: LeafSpec | None = None, example: int = OTHER) -> list[Tensor]:
+    """Relabel the second side of a product: parameter axes keep (or take `match`'s) labels, the rest is renamed."""
+    table = dict(zip(leaf.spec.out, (match or leaf.spec).out, strict=True))
+    table[EXAMPLE] = example
+
+    def rename(label: int) -> int:
+        return table.get(label, label + _SHIFT)
+
+    def respec(spec: Spec) -> Spec:
+        return Spec(tuple(rename(x) for x in spec.labels), None if spec.one_hot is None else rename(spec.one_hot))
+
+    return [t._replace(spec=respec(t.spec)) for t in tensors]
+
+
+def gram_plan(leaf: Factored, term: TermSpec) -> tuple[str, Plan]:
+    """How the Gram of one term is computed: `ghost` (token by token) or `instantiate` (one product per example)."""
+    left = leaf.tensors(term)
+    right = _as_other(leaf, left)
+    specs = tuple(t.spec for t in (*left, *right))
+    ghost = plan_contraction(specs, (EXAMPLE, OTHER), sizes_of([*left, *right], {}))
+    if len(left) == 1 and left[0].spec.one_hot is None:
+        return "whole", ghost
+    if any(t.spec.one_hot is not None for t in left):
+        return "ghost", ghost
+    n = _rows(leaf)
+    flops = _flops(leaf, term, (EXAMPLE, *leaf.spec.out)) + 2.0 * n * n * leaf.spec.size
+    if flops >= ghost.flops:
+        return "ghost", ghost
+    label, slices = _instance_slices(leaf, n)
+    return "instantiate", Plan(flops, 4 * n * leaf.spec.size // slices, label, slices)
+
+
+def _self_gram(leaf: Factored, term: TermSpec, keep: Labels) -> Array:
+    kind, plan = gram_plan(leaf, term)
+    scale = term.coefficient**2
+    left = leaf.tensors(term)
+    if kind != "instantiate":
+        return _pair(left, _as_other(leaf, left), (*keep, EXAMPLE, OTHER)) * scale
+    rows = (EXAMPLE, *leaf.spec.out)
+
+    def instances(tensors: Sequence[Tensor]) -> Array:
+        whole = Tensor(contract(tensors, rows), Spec(rows))
+        return contract([whole, *_as_other(leaf, [whole])], (*keep, EXAMPLE, OTHER))
+
+    if plan.slice_label is None or plan.slices == 1:
+        return instances(left) * scale
+    label, width = plan.slice_label, dict(leaf.spec.sizes)[plan.slice_label] // plan.slices
+
+    def cut(i: Array) -> list[Tensor]:
+        return [
+            t._replace(array=lax.dynamic_slice_in_dim(t.array, i * width, width, t.spec.labels.index(label))) if label in t.spec.labels else t
+            for t in left
+        ]
+
+    if label in keep:
+        return lax.map(lambda i: instances(cut(i)), jnp.arange(plan.slices)).reshape(-1, *[_rows(leaf)] * 2) * scale
+    total = jnp.zeros([dict(leaf.spec.sizes)[x] for x in keep] + [_rows(leaf)] * 2, accumulation_dtype([t.array for t in left]))
+    return lax.fori_loop(0, plan.slices, lambda i, acc: acc + instances(cut(i)), total) * scale
+
+
+def _instance_slices(leaf: Factored, n: int) -> tuple[int | None, int]:
+    """Fewest slices over one parameter label (layers first) that keep `[n, leaf]` under the memory limit."""
+    need = math.ceil(4 * n * leaf.spec.size / INTERMEDIATE_LIMIT)
+    if need <= 1:
+        return None, 1
+    fitting = []
+    for position, (label, size) in enumerate(leaf.spec.sizes):
+        count = next((d for d in range(need, size + 1) if size % d == 0), size)
+        fitting.append((max(need, count) if count >= need else math.inf, position, label, count))
+    best = min(fitting)
+    if best[0] == math.inf:
+        best = max(fitting, key=lambda f: f[3])
+    return best[2], best[3]
+
+
+# ---- planning --------------------------------------------------------------------------------------------------------
+
+
+def _rows(leaf: Factored) -> int:
+    for term in leaf.spec.terms or ():
+        for tensor in leaf.tensors(term):
+            if EXAMPLE in tensor.spec.labels:
+                return tensor.array.shape[tensor.spec.labels.index(EXAMPLE)]
+    return 0
+
+
+def _flops(leaf: Factored, term: TermSpec, out: Labels) -> float:
+    tensors = leaf.tensors(term)
+    sizes = sizes_of(tensors, dict(leaf.spec.sizes))
+    return plan_contraction(tuple(t.spec for t in tensors), out, sizes).flops
+
+
+def _cross_plan(leaf: Factored, other: Factored) -> float:
+    leaf, other = _cut_alike(leaf, other)
+    total = 0.0
+    for a in leaf.spec.terms or ():
+        for b in other.spec.terms or ():
+            both = [*leaf.tensors(a), *_as_other(other, other.tensors(b), leaf.spec)]
+            total += plan_contraction(tuple(t.spec for t in both), (EXAMPLE, OTHER), sizes_of(both, {})).flops
+    return total
+
+
+# ---- rows and axes ---------------------------------------------------------------------------------------------------
+
+
+def _drop_rows(tensor: Tensor, weights: Array, labels: Labels) -> Tensor:
+    """Zero what belongs to weight 0, so that a value that is not finite cannot reach the sum."""
+    if tensor.spec.one_hot is not None or EXAMPLE not in tensor.spec.labels:
+        return tensor
+    unused = weights == 0
+    if weights.ndim == 2 and labels[0] not in tensor.spec.labels:
+        unused, labels = unused.all(axis=0), labels[1:]
+    order = [labels.index(x) for x in tensor.spec.labels if x in labels]
+    spread = jnp.expand_dims(unused.transpose(order), [i for i, x in enumerate(tensor.spec.labels) if x not in labels])
+    return tensor._replace(array=jnp.where(spread, 0, tensor.array))
+
+
+def _cut_alike(a: Factored, b: Factored) -> tuple[Factored, Factored]:
+    if split_sizes(a.spec) == split_sizes(b.spec):
+        return a, b
+    target = finest_splits(a.spec, b.spec)
+    return _recut(a, target), _recut(b, target)
+
+
+def _recut(leaf: Factored, target: tuple[tuple[int, ...], ...]) -> Factored:
+    """Cut parameter labels further, reshaping the operands that carry them."""
+    sizes, fresh = dict(leaf.spec.sizes), _SHIFT // 2
+    table: dict[int, tuple[tuple[int, int], ...]] = {}
+    splits = []
+    for axis, parts in zip(leaf.spec.splits, target, strict=True):
+        remaining, labels = list(parts), []
+        for label in axis:
+            pieces, product = [], 1
+            while product < sizes[label]:
+                product *= remaining[0]
+                pieces.append((fresh, remaining.pop(0)))
+                fresh += 1
+            table[label] = tuple(pieces) if len(pieces) > 1 else ((label, sizes[label]),)
+            labels += [piece for piece, _ in table[label]]
+        splits.append(tuple(labels))
+    pool: list[Array] = []
+    terms = []
+    for term in leaf.spec.terms or ():
+        operands = []
+        for tensor in leaf.tensors(term):
+            labels = [p for x in tensor.spec.labels for p in table.get(x, ((x, tensor.array.shape[tensor.spec.labels.index(x)]),))]
+            operands.append((len(pool), Spec(tuple(x for x, _ in labels), tensor.spec.one_hot)))
+            pool.append(tensor.array.reshape([size for _, size in labels]))
+        terms.append(TermSpec(tuple(operands), term.coefficient))
+    new_sizes = tuple(pair for label, _ in leaf.spec.sizes for pair in table[label])
+    return Factored(replace(leaf.spec, splits=tuple(splits), sizes=new_sizes, terms=tuple(terms)), tuple(pool))
+
+
+__all__ = [
+    "OTHER",
+    "Factored",
+    "Sizes",
+    "align_with",
+    "cross",
+    "dot",
+    "gram",
+    "gram_plan",
+    "materialize",
+    "squared_norms",
+    "weighted_sum",
+]

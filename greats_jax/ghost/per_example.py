@@ -1,0 +1,219 @@
+"""`PerExampleGrads`: per-example gradients kept as factors, with the contractions that selection needs."""
+
+from __future__ import annotations
+
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from greats_jax.errors import ArgumentError
+from greats_jax.ghost import contractions as c
+from greats_jax.ghost.explanation import Explanation, explain_leaf
+from greats_jax.ghost.layout import EXAMPLE, LeafSpec
+
+Array = jax.Array
+PyTree = Any
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True)
+class PerExampleGrads:
+    """The gradients `g_1 .. g_n` of n examples, a linear operator that is never written out.
+
+    A registered pytree: it passes through `jit`, `scan` and sharding. Contractions accumulate in float32 (float64 for
+    float64 operands). Cost of each contraction: see `explain()`.
+
+    Attributes:
+        operands: the stored factors; one array may serve several parameter leaves.
+        leaves: per parameter leaf, which operands it is made of.
+        treedef: structure of the parameters.
+        n: number of examples.
+    """
+
+    operands: tuple[Array, ...]
+    leaves: tuple[LeafSpec, ...]
+    treedef: Any
+    n: int
+
+    def tree_flatten_with_keys(self) -> tuple[list, tuple]:
+        """Children are the stored factors."""
+        keyed = [(jax.tree_util.SequenceKey(i), a) for i, a in enumerate(self.operands)]
+        return keyed, (self.leaves, self.treedef, self.n)
+
+    @classmethod
+    def tree_unflatten(cls, aux: tuple, children: Any) -> PerExampleGrads:
+        """Inverse of flattening."""
+        return cls(tuple(children), *aux)
+
+    def _factored(self) -> list[c.Factored]:
+        return [c.Factored(spec, self.operands) for spec in self.leaves]
+
+    def _total(self, parts: list[Array | None], shape: tuple[int, ...]) -> Array:
+        present = [p for p in parts if p is not None]
+        return sum(present[1:], start=present[0]) if present else jnp.zeros(shape, jnp.float32)
+
+    def gram(self) -> Array:
+        """Inner products of all pairs, `<g_i, g_j>`: f32[n, n]."""
+        return self._total([c.gram(leaf) for leaf in self._factored()], (self.n, self.n))
+
+    def cross(self, other: PerExampleGrads) -> Array:
+        """Inner products with the gradients of other examples of the same parameters: f32[n, m].
+
+        Raises:
+            ArgumentError: `other` belongs to parameters of another structure or shape.
+        """
+        self._check_same_parameters(other)
+        pairs = zip(self._factored(), other._factored(), strict=True)
+        return self._total([c.cross(a, b) for a, b in pairs], (self.n, other.n))
+
+    def squared_norms(self) -> Array:
+        """Squared Euclidean norms `<g_i, g_i>`: f32[n]."""
+        return self._total([c.squared_norms(leaf) for leaf in self._factored()], (self.n,))
+
+    def dot(self, direction: PyTree) -> Array:
+        """Inner products with one direction, a pytree like the parameters: f32[n].
+
+        Leaves of the direction that meet an integer or boolean parameter are ignored.
+
+        Raises:
+            ArgumentError: the direction has another structure or shape than the parameters.
+        """
+        values = self._match(direction, "direction")
+        return self._total([c.dot(leaf, v) for leaf, v in zip(self._factored(), values, strict=True)], (self.n,))
+
+    def align(self, other: PerExampleGrads, weights: Array) -> Array:
+        """`<g_i, sum_j w_j h_j>`: f32[n], through the summed direction or all pairs, whichever costs fewer FLOPs.
+
+        A row of `other` with weight 0 contributes exactly 0, even when it is not finite.
+        """
+        self._check_same_parameters(other)
+        pairs = zip(self._factored(), other._factored(), strict=True)
+        return self._total([c.align_with(a, b, weights) for a, b in pairs], (self.n,))
+
+    def weighted_sum(self, weights: Array | PyTree, dtype: Any = None) -> PyTree:
+        """`sum_i w_i g_i`, a pytree like the parameters, each leaf in its parameter's dtype (or in `dtype`).
+
+        Args:
+            weights: f32[n], or a pytree like the parameters of f32[n] (f32[layers, n] for a stacked leaf). A row of
+                weight 0 contributes exactly 0, even when its gradient is not finite.
+            dtype: dtype of the result's floating leaves.
+
+        Returns:
+            The sum; integer and boolean parameters get zeros, so that adding the result leaves them unchanged.
+        """
+        if isinstance(weights, jax.Array) or not jax.tree_util.treedef_is_leaf(jax.tree.structure(weights)):
+            values = [weights] * len(self.leaves) if isinstance(weights, jax.Array) else self._match(weights, "weights", shapes=False)
+        else:
+            values = [jnp.asarray(weights)] * len(self.leaves)
+        sums = []
+        for leaf, w in zip(self._factored(), values, strict=True):
+            own = jnp.dtype(leaf.spec.dtype)
+            if leaf.spec.terms is None:
+                sums.append(jnp.zeros(leaf.spec.shape, own))
+            else:
+                sums.append(c.weighted_sum(leaf, jnp.asarray(w)).astype(dtype or own))
+        return jax.tree.unflatten(self.treedef, sums)
+
+    def materialize(self) -> PyTree:
+        """The per-example gradients themselves, a pytree of `[n, ...]`: the reference, for tests and small leaves."""
+        whole = [c.materialize(leaf, self.n) for leaf in self._factored()]
+        return jax.tree.unflatten(self.treedef, whole)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return self.n
+
+    def __getitem__(self, indices: Any) -> PerExampleGrads:
+        """The gradients of a subset: a slice, or an integer array (traced indices work; an index must be in range)."""
+        rows = jnp.arange(self.n)[indices] if isinstance(indices, slice) else jnp.asarray(indices)
+        if rows.ndim != 1:
+            raise ArgumentError(f"PerExampleGrads is indexed by a slice or a 1-d integer array; found shape {rows.shape}")
+        axes: dict[int, int] = {}
+        for leaf in self.leaves:
+            for term in leaf.terms or ():
+                for position, spec in term.operands:
+                    if EXAMPLE in spec.labels:
+                        axes[position] = spec.labels.index(EXAMPLE)
+
+        def take(position: int, array: Array) -> Array:
+            if position not in axes:
+                return array
+            if isinstance(indices, slice):
+                key = [slice(None)] * array.ndim
+                key[axes[position]] = indices
+                return array[tuple(key)]
+            return jnp.take(array, rows, axis=axes[position], mode="clip")
+
+        kept = tuple(take(i, a) for i, a in enumerate(self.operands))
+        return replace(self, operands=kept, n=rows.shape[0])
+
+    def by_leaf(self) -> dict[str, PerExampleGrads]:
+        """One `PerExampleGrads` per parameter leaf, keyed by its path, e.g. `"['dense']['kernel']"`.
+
+        The parameters of each are the leaf alone (`dot` takes an array). A leaf stacked by a scan also has `layers()`.
+        """
+        single = jax.tree.structure(0)
+        return {spec.path: PerExampleGrads(self.operands, (spec,), single, self.n) for spec in self.leaves if spec.terms is not None}
+
+    def layers(self) -> LayerContractions:
+        """Contractions of a single stacked leaf layer by layer.
+
+        Raises:
+            ArgumentError: this is not one leaf whose leading axis was stacked by a scan.
+        """
+        if len(self.leaves) != 1 or self.leaves[0].stack is None:
+            raise ArgumentError("layers() needs one leaf stacked by a scan: take it from by_leaf(), and see explain() for which leaves are stacked")
+        return LayerContractions(c.Factored(self.leaves[0], self.operands), (self.leaves[0].stack,))
+
+    def explain(self) -> Explanation:
+        """What each leaf is stored as, which contraction its Gram uses, with FLOPs and bytes."""
+        return Explanation(tuple(explain_leaf(leaf) for leaf in self._factored()))
+
+    def _check_same_parameters(self, other: PerExampleGrads) -> None:
+        mine, theirs = ([(s.path, s.shape) for s in g.leaves] for g in (self, other))
+        if mine != theirs:
+            raise ArgumentError("the two PerExampleGrads belong to different parameters: pass gradients of the same parameter tree")
+
+    def _match(self, tree: PyTree, what: str, *, shapes: bool = True) -> list[Array]:
+        leaves, treedef = jax.tree.flatten(tree)
+        if treedef != self.treedef:
+            raise ArgumentError(f"the {what} has structure {treedef}; it must be a pytree like the parameters, {self.treedef}")
+        for spec, leaf in zip(self.leaves, leaves, strict=True):
+            if shapes and spec.terms is not None and tuple(leaf.shape) != spec.shape:
+                raise ArgumentError(f"the {what} has shape {tuple(leaf.shape)} at {spec.path or 'the only leaf'}; the parameter has {spec.shape}")
+        return leaves
+
+
+@dataclass(frozen=True)
+class LayerContractions:
+    """Contractions of a stacked leaf that keep the layer axis in front."""
+
+    leaf: c.Factored
+    keep: tuple[int, ...]
+
+    def gram(self) -> Array:
+        """Inner products of all pairs in each layer: f32[layers, n, n]."""
+        return _present(c.gram(self.leaf, self.keep))
+
+    def cross(self, other: PerExampleGrads) -> Array:
+        """Inner products with other examples in each layer: f32[layers, n, m]."""
+        return _present(c.cross(self.leaf, c.Factored(other.leaves[0], other.operands), self.keep))
+
+    def dot(self, direction: Array) -> Array:
+        """Inner products with a direction of the leaf's shape, in each layer: f32[layers, n]."""
+        return _present(c.dot(self.leaf, direction, self.keep))
+
+    def squared_norms(self) -> Array:
+        """Squared norms in each layer: f32[layers, n]."""
+        return _present(c.squared_norms(self.leaf, self.keep))
+
+
+def _present(value: Array | None) -> Array:
+    if value is None:
+        raise ArgumentError("this leaf has no gradient: its terms are zero for every example")
+    return value
+
+
