@@ -14,6 +14,9 @@ from greats_jax.data.config import Template
 from greats_jax.data.formats import BadRecord, Conversation, Message, PlainText, PromptCompletion, Record
 from greats_jax.errors import DataError
 
+_PROBE = "\ue000"
+"""Stands for the assistant's words: a character of the private use area, which no template has."""
+
 
 class Rendered(NamedTuple):
     """Text of one example.
@@ -142,21 +145,20 @@ class Renderer:
                     "the longer conversation does not start with, so the assistant's words cannot be found; set "
                     "data.template to tulu, or use another chat template"
                 )
-            start = len(before)
             if not (index and self._opens_turn):
-                start += self._header_length(after[start:], message.content.strip())
-            spans.append((start, self._end_of_turn(after, start)))
+                before = self._with_heading(messages[:index], before, after)
+            spans.append((len(before), self._end_of_turn(after, len(before))))
         return Rendered(full, tuple(spans), add_bos=False)
 
-    def _header_length(self, turn: str, content: str) -> int:
-        """Length of what a template without generation prompt puts before the assistant's words, such as a role."""
-        length = turn.find(content)
-        if length < 0:
+    def _with_heading(self, messages: tuple[Message, ...], before: str, after: str) -> str:
+        """Adds to `before` what a template without generation prompt writes before the assistant's words: a role."""
+        opened, found, _ = self._apply((*messages, Message("assistant", _PROBE))).partition(_PROBE)
+        if not (found and after.startswith(opened) and opened.startswith(before)):
             raise BadRecord(
-                "the chat template changes the assistant's words, so they cannot be found; use data.template tulu"
+                "the chat template changes the assistant's words, so they cannot be found; set data.template to tulu"
             )
-        # Blanks alone are no header: they often share a token with the first word, and the model has to write it.
-        return length if turn[:length].strip() else 0
+        # A blank belongs to the words: it often shares a token with the first of them, and the model has to write it.
+        return opened.rstrip(" ") if opened[len(before) :].strip() else before
 
     def _end_of_turn(self, text: str, start: int) -> int:
         """End of the label in a text that ends with an assistant's turn: its end token, else everything."""

@@ -46,13 +46,18 @@ class Question(NamedTuple):
     answer: str
 
 
+def subject_name(written: str) -> str:
+    """A subject's name as in `SUBJECTS`: small letters, underscores for blanks and hyphens."""
+    return re.sub(r"[\s-]+", "_", written.strip().lower())
+
+
 def load_questions(path: str, subject: str, split: str) -> list[Question]:
     """Loads the questions of a subject.
 
     Args:
         path: A folder with `dev/<subject>_dev.csv` and `test/<subject>_test.csv` (rows without header: question, four
             answers, letter), or a Hugging Face data set with the columns of cais/mmlu.
-        subject: The subject; blanks and hyphens count as underscores.
+        subject: The subject, as in `SUBJECTS`.
         split: `dev` or `test`.
 
     Returns:
@@ -61,7 +66,6 @@ def load_questions(path: str, subject: str, split: str) -> list[Question]:
     Raises:
         TaskError: The folder or subject does not exist, or a file is not as described.
     """
-    subject = re.sub(r"[\s-]+", "_", subject.strip().lower())
     folder = Path(path).expanduser()
     if folder.is_dir():
         return _from_folder(folder, subject, split)
@@ -84,7 +88,7 @@ def question_text(question: Question, subject: str) -> str:
     Two blanks stand before the subject: the published code joins a text that ends with one and a name that starts with
     one.
     """
-    words = re.sub(r"[\s_-]+", " ", subject.strip().lower())
+    words = subject.replace("_", " ")
     choices = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True))
     head = f"The following are multiple choice questions (with answers) about  {words}."
     return f"{head}\n\n{question.text}{choices}\nAnswer:"
@@ -171,8 +175,9 @@ def _from_hub(row: dict, place: str) -> Question:
 def _check_subject(subject: str, valid: list[str] | tuple[str, ...], where: str) -> None:
     if subject in valid:
         return
-    close = difflib.get_close_matches(subject, valid, n=3, cutoff=0.5)
-    close += [name for name in valid if subject and subject in name and name not in close][: 3 - len(close)]
+    parts = [name for name in valid if subject and subject in name]
+    alike = difflib.get_close_matches(subject, valid, n=3, cutoff=0.6)
+    close = list(dict.fromkeys(parts + alike))[:3]
     if close:
         hint = f"did you mean {' or '.join(close)}?"
     else:

@@ -18,7 +18,7 @@ from greats_jax.data import (
 )
 from greats_jax.errors import TaskError
 from greats_jax.tasks.config import TaskConfig
-from greats_jax.tasks.mmlu import build_examples, load_questions
+from greats_jax.tasks.mmlu import build_examples, load_questions, subject_name
 
 
 class TargetTask(NamedTuple):
@@ -83,7 +83,7 @@ def _load_mmlu(
     config: TaskConfig, tokenizer: PreTrainedTokenizerBase, data_config: DataConfig, pool: Pool, seed: int
 ) -> TargetTask:
     del seed  # which questions are used is fixed by the benchmark
-    subject = config.subject or ""
+    subject = subject_name(config.subject or "")
     path = config.path or "cais/mmlu"
     renderer, encoder = Renderer(tokenizer, data_config.template), Encoder(tokenizer, data_config.max_length)
     name = f"mmlu-{subject}"
