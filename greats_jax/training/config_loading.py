@@ -1,0 +1,144 @@
+"""A YAML file and `key=value` overrides, turned into a `TrainConfig`; every mistake is one line that names the key.
+
+The rules of reading are the same for the file and for overrides:
+
+* A key is dotted: `lora.rank`. An item of a list has its number: `data.sources.0.weight`.
+* A section that is given a plain text takes it as its first field: `model: gpt2` is `model: {source: gpt2}`, and
+  `optimizer=sgd` over a file changes the name of the rule and nothing else.
+* A list that is given one item takes it as its only one; on the command line items are separated by commas.
+* Numbers may be written 2e-5 (YAML alone would read that as text). `null` empties an optional key.
+* Nothing is taken from the environment, so no secret can end in the resolved configuration.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from greats_jax.errors import ConfigError
+from greats_jax.training.config import TrainConfig
+from greats_jax.training.config_values import (
+    EMPTY,
+    CommandLineText,
+    Origin,
+    convert,
+    field_types,
+    list_item,
+    section,
+    unknown_key,
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a configuration file and lay overrides over it.
+
+    Args:
+        path: A YAML file.
+        overrides: Texts such as `lora.rank=16`; later ones win.
+
+    Returns:
+        The typed tree, not yet checked across fields (`resolve` does that).
+
+    Raises:
+        ConfigError: The file cannot be read, or a key or value is wrong; one line naming the key and where it stands.
+    """
+    tree: Any = _read_yaml(Path(path))
+    assigned = []
+    for text in overrides:
+        keys, value = _split(text)
+        tree = _assign(TrainConfig, tree, keys, 0, value)
+        assigned.append(keys)
+    return convert(TrainConfig, tree, (), Origin(str(path), tuple(assigned), TrainConfig))
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The tree as YAML that `load_config` reads back to an equal tree."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is what YAML has."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error instead of the last one silently winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f'the key "{key_node.value}" is given twice', key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration file ({error})") from None
+    try:
+        tree = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "it cannot be parsed"
+        raise ConfigError(f"{path}{line}: not valid YAML: {reason}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a configuration file holds lines of the form key: value, but this one does not")
+    return tree
+
+
+def _split(text: str) -> tuple[tuple[str, ...], CommandLineText]:
+    """`lora.rank=16` as (("lora", "rank"), "16")."""
+    key, equals, value = text.partition("=")
+    if key.startswith("-"):
+        raise ConfigError(f'"{text}": overrides are written without dashes, as lora.rank=16')
+    if not equals or not key:
+        raise ConfigError(f'"{text}" is not an override; write key=value, as lora.rank=16')
+    return tuple(key.split(".")), CommandLineText(value)
+
+
+def _assign(kind: Any, tree: Any, keys: tuple[str, ...], depth: int, value: CommandLineText) -> Any:
+    """`tree` with the value at `keys[depth:]` replaced; `kind` is the type that belongs at this depth."""
+    if depth == len(keys):
+        return _replaced(kind, tree, value)
+    key = keys[depth]
+    if (cls := section(kind)) is not None:
+        types = field_types(cls)
+        if key not in types:
+            raise unknown_key(keys[: depth + 1], cls, Origin("", (keys,), TrainConfig))
+        first = next(iter(types))
+        # A section that was given as a plain text keeps it as its first field.
+        tree = dict(tree) if isinstance(tree, dict) else {} if tree is None else {first: tree}
+        return tree | {key: _assign(types[key], tree.get(key), keys, depth + 1, value)}
+    if (item := list_item(kind)) is not None:
+        items = list(tree) if isinstance(tree, (list, tuple)) else [] if tree is None else [tree]
+        if not key.isdigit() or int(key) > len(items):
+            raise ConfigError(
+                f"{'.'.join(keys)}: {'.'.join(keys[:depth])} is a list of {len(items)}; name an item by its number, "
+                f"{len(items)} for a new one"
+            )
+        items.extend([None] * (int(key) + 1 - len(items)))
+        items[int(key)] = _assign(item, items[int(key)], keys, depth + 1, value)
+        return items
+    raise ConfigError(f"{'.'.join(keys)}: {'.'.join(keys[:depth])} is a single value and has no keys below it")
+
+
+def _replaced(kind: Any, tree: Any, value: CommandLineText) -> Any:
+    """A new value in the place of `tree`; a word for a section that is there changes only its first field."""
+    is_word = value.strip() != "" and not value.strip().startswith("{") and value.lower() not in EMPTY
+    if (cls := section(kind)) is not None and is_word and isinstance(tree, dict):
+        return tree | {next(iter(field_types(cls))): value}
+    return value

@@ -1,0 +1,77 @@
+"""Curves of a run as PNG files; matplotlib is the extra `plots`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from greats_jax.errors import RunError
+
+Record = Mapping[str, Any]
+
+
+def plot_run(metrics: Sequence[Record], sources: Mapping[str, Record], folder: Path) -> list[Path]:
+    """Draw training loss, perplexity and the share of each source.
+
+    Args:
+        metrics: Records of metrics.jsonl.
+        sources: Shares by source, from `summary.source_shares`.
+        folder: Where the files go; created when needed.
+
+    Returns:
+        The files written.
+
+    Raises:
+        RunError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise RunError('no curves were drawn: install matplotlib with pip install "greats-jax[plots]"') from None
+    folder.mkdir(parents=True, exist_ok=True)
+    drawings = {
+        "loss.png": lambda axes: _draw_loss(axes, [r for r in metrics if r["event"] == "step"]),
+        "perplexity.png": lambda axes: _draw_perplexity(axes, [r for r in metrics if r["event"] == "evaluation"]),
+        "sources.png": lambda axes: _draw_sources(axes, sources),
+    }
+    paths = []
+    for name, draw in drawings.items():
+        # A Figure of its own, without pyplot: no global state, no display, safe inside a user's notebook.
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        draw(figure.subplots())
+        figure.savefig(folder / name, dpi=150)
+        paths.append(folder / name)
+    return paths
+
+
+def _draw_loss(axes: Any, steps: Sequence[Record]) -> None:
+    numbers = [record["step"] for record in steps]
+    # A missing value (a skipped step) is a gap in the line.
+    axes.plot(numbers, [_or_gap(record["loss"]) for record in steps], label="kept examples")
+    axes.plot(numbers, [_or_gap(record["candidate_loss"]) for record in steps], label="all candidates", alpha=0.6)
+    axes.set(xlabel="update", ylabel="loss (nats per label token)", title="Training loss")
+    axes.legend()
+
+
+def _draw_perplexity(axes: Any, evaluations: Sequence[Record]) -> None:
+    numbers = [record["step"] for record in evaluations]
+    for split in ("validation", "test"):
+        values = [_or_gap(record.get(f"{split}_perplexity")) for record in evaluations]
+        axes.plot(numbers, values, marker="o", label=split)
+    axes.set(xlabel="update", ylabel="perplexity", title="Target task")
+    axes.legend()
+
+
+def _draw_sources(axes: Any, sources: Mapping[str, Record]) -> None:
+    names = list(sources)[::-1]
+    rows = range(len(names))
+    axes.barh([row + 0.2 for row in rows], [sources[n]["chosen_share"] for n in names], 0.4, label="of those chosen")
+    axes.barh(
+        [row - 0.2 for row in rows], [sources[n]["candidate_share"] for n in names], 0.4, label="of the candidates"
+    )
+    axes.set_yticks(list(rows), names)
+    axes.set(xlabel="share", title="Where the model learned from")
+    axes.legend()
+
+
+def _or_gap(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,125 @@
+"""Reads what steps report, one step behind the device, and turns it into events on the host.
+
+The step that has just been dispatched is never waited for: its predecessor's numbers are read while it runs. Before
+something that blocks anyway (a compilation, an evaluation) the last step is read as well, so that no update is charged
+with the time of what is not an update.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from greats_jax.data import Candidates
+from greats_jax.training.events import Event, Selected, Stepped
+from greats_jax.training.step import StepMetrics
+
+
+class _Pending(NamedTuple):
+    candidates: Candidates
+    metrics: StepMetrics
+    compiled: bool
+
+
+class Recorder:
+    """Gathers the micro-batches of each update and emits their events in order.
+
+    Args:
+        emit: Receives the events.
+        sources: Names of the pool's sources.
+        accumulate: Micro-batches per update.
+    """
+
+    def __init__(self, emit: Callable[[Event], None], sources: tuple[str, ...], accumulate: int):
+        self._emit = emit
+        self._sources = sources
+        self._accumulate = accumulate
+        self._pending: _Pending | None = None
+        self._read: list[tuple[Candidates, StepMetrics, bool]] = []
+        self._updates = 0
+        self._candidate_tokens = 0
+        self._trained_tokens = 0
+        self._clock = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """The next update starts now."""
+        self._clock = time.perf_counter()
+
+    def push(self, candidates: Candidates, metrics: StepMetrics, compiled: bool) -> None:
+        """Take in the step just dispatched, and read the one before it."""
+        previous, self._pending = self._pending, _Pending(candidates, metrics, compiled)
+        if previous is not None:
+            self._take(previous)
+
+    def flush(self) -> None:
+        """Wait for the last step dispatched and read it."""
+        previous, self._pending = self._pending, None
+        if previous is not None:
+            self._take(previous)
+
+    def _take(self, pending: _Pending) -> None:
+        metrics = jax.device_get(pending.metrics)
+        self._read.append((pending.candidates, metrics, pending.compiled))
+        self._emit(self._selected(pending.candidates, metrics))
+        if len(self._read) == self._accumulate:
+            self._emit(self._stepped())
+            self._read.clear()
+
+    def _selected(self, candidates: Candidates, metrics: StepMetrics) -> Selected:
+        return Selected(
+            step=self._updates + 1,
+            micro_batch=len(self._read) - 1,
+            candidates=candidates.ids,
+            sources=tuple(self._sources[index] for index in candidates.sources),
+            scores=_numbers(metrics.scores),
+            losses=_numbers(metrics.candidate_losses),
+            chosen=tuple(candidates.ids[index] for index in metrics.selected),
+            weights=tuple(float(weight) for weight in metrics.weights),
+        )
+
+    def _stepped(self) -> Stepped:
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        self._updates += 1
+        tokens = examples = size = 0
+        for candidates, metrics, _ in self._read:
+            lengths = candidates.batch.attention_mask.sum(axis=1)
+            tokens += int(lengths.sum())
+            examples += len(lengths)
+            size += candidates.batch.attention_mask.size
+            self._trained_tokens += int(lengths[metrics.selected[metrics.weights > 0]].sum())
+        self._candidate_tokens += tokens
+        every = [metrics for _, metrics, _ in self._read]
+        return Stepped(
+            self._updates,
+            {
+                "loss": _mean([metrics.loss for metrics in every]),
+                "candidate_loss": _mean([metrics.candidate_losses for metrics in every]),
+                "selection_validation_loss": _mean([metrics.validation_loss for metrics in every]),
+                "learning_rate": float(every[-1].learning_rate),
+                "grad_norm": _mean([metrics.grad_norm for metrics in every]),
+                "seconds": seconds,
+                "tokens_per_second": tokens / seconds,
+                "examples_per_second": examples / seconds,
+                "padding_share": 1 - tokens / size,
+                "candidate_tokens": self._candidate_tokens,
+                "trained_tokens": self._trained_tokens,
+                "invalid_candidates": examples - sum(int(metrics.n_valid) for metrics in every),
+                "skipped": sum(bool(metrics.skipped) for metrics in every),
+                "compiled": any(compiled for _, _, compiled in self._read),
+            },
+        )
+
+
+def _mean(values: list[np.ndarray]) -> float:
+    """Mean of the finite numbers among `values`, NaN if there is none."""
+    flat = np.concatenate([np.ravel(np.asarray(value, np.float64)) for value in values])
+    finite = flat[np.isfinite(flat)]
+    return float(finite.mean()) if finite.size else math.nan
+
+
+def _numbers(values: np.ndarray) -> tuple[float | None, ...]:
+    return tuple(float(value) if math.isfinite(value) else None for value in values)

@@ -1,0 +1,65 @@
+"""A finished run, read back from its folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from greats_jax.errors import RunError
+from greats_jax.training.config import TrainConfig
+from greats_jax.training.config_loading import load_config
+from greats_jax.training.jsonl import read_json_lines
+from greats_jax.training.run_folder import ADAPTER, CONFIG, CURVES, METRICS, MODEL, SELECTIONS, SUMMARY
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run folder holds.
+
+    Attributes:
+        folder: The run folder.
+        config: The resolved configuration.
+        status: finished, or interrupted when a user stopped it early.
+        metrics: Records of metrics.jsonl: one per update and per evaluation.
+        selections: Records of selections.jsonl: one per batch of candidates.
+        summary: Numbers of the closing table (see `summary.summarize`).
+        weights: Folder of the final weights: a PEFT adapter, or a Hugging Face model.
+        plots: The curves, if they were drawn.
+    """
+
+    folder: Path
+    config: TrainConfig
+    status: str
+    metrics: tuple[dict[str, Any], ...]
+    selections: tuple[dict[str, Any], ...]
+    summary: dict[str, Any]
+    weights: Path
+    plots: tuple[Path, ...]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "RunResult":
+        """Read a run folder.
+
+        Raises:
+            RunError: There is no run in the folder, or it never ended.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise RunError(f"{folder}: there is no run here (no {CONFIG}); give the folder that greats train wrote")
+        if not (folder / SUMMARY).is_file():
+            raise RunError(f"{folder}: this run has not ended (no {SUMMARY}), so it has no final weights yet")
+        config = load_config(folder / CONFIG)
+        try:
+            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise RunError(f"{folder / SUMMARY}: not valid JSON ({error.msg}); the run folder is damaged") from None
+        return cls(
+            folder=folder,
+            config=config,
+            status=summary["status"],
+            metrics=tuple(read_json_lines(folder / METRICS)),
+            selections=tuple(read_json_lines(folder / SELECTIONS)),
+            summary=summary,
+            weights=folder / (MODEL if config.lora is None else ADAPTER),
+            plots=tuple(sorted((folder / CURVES).glob("*.png"))),
+        )

@@ -1,0 +1,17 @@
+"""The valid word nearest to a misspelt one."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The choice most like `word`; there is always one, however unlike it is.
+
+    Raises:
+        ValueError: There are no choices.
+    """
+
+    def likeness(choice: str) -> float:
+        return difflib.SequenceMatcher(None, word.lower(), choice.lower()).ratio()
+
+    return max(choices, key=likeness)

@@ -1,0 +1,68 @@
+"""How a run went, computed from its records alone."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def summarize(metrics: Sequence[Record], selections: Sequence[Record]) -> Record:
+    """The numbers of the closing table.
+
+    Args:
+        metrics: Records of metrics.jsonl.
+        selections: Records of selections.jsonl.
+
+    Returns:
+        `steps`; `before` and `after` (first and last evaluation: losses in nats per label token, perplexities);
+        `first_loss` and `last_loss` (training loss, mean of the first and last tenth of the updates); `sources`
+        (candidates, chosen, and the share of each, by source); `throughput` (medians over updates that compiled
+        nothing, so that a short run says what a long one will see); `seconds` of all updates.
+    """
+    steps = [record for record in metrics if record["event"] == "step"]
+    evaluations = [record for record in metrics if record["event"] == "evaluation"]
+    losses = [record["loss"] for record in steps if record["loss"] is not None]
+    tenth = max(1, len(losses) // 10)
+    return {
+        "steps": len(steps),
+        "before": evaluations[0] if evaluations else None,
+        "after": evaluations[-1] if len(evaluations) > 1 else None,
+        "first_loss": statistics.fmean(losses[:tenth]) if losses else None,
+        "last_loss": statistics.fmean(losses[-tenth:]) if losses else None,
+        "sources": source_shares(selections),
+        "throughput": _throughput(steps),
+        "seconds": sum(record["seconds"] for record in steps),
+    }
+
+
+def source_shares(selections: Sequence[Record]) -> dict[str, Record]:
+    """How often each source was a candidate and how often it was chosen (kept with a weight above 0).
+
+    Returns:
+        By source, most chosen first: counts `candidates` and `chosen`, and `candidate_share` and `chosen_share` of all.
+    """
+    candidates: Counter[str] = Counter()
+    chosen: Counter[str] = Counter()
+    for record in selections:
+        source_of = dict(zip(record["candidates"], record["sources"], strict=True))
+        candidates.update(record["sources"])
+        kept = zip(record["chosen"], record["weights"], strict=True)
+        chosen.update(source_of[name] for name, weight in kept if weight > 0)
+    n_candidates, n_chosen = max(1, candidates.total()), max(1, chosen.total())
+    return {
+        source: {
+            "candidates": candidates[source],
+            "chosen": chosen[source],
+            "candidate_share": candidates[source] / n_candidates,
+            "chosen_share": chosen[source] / n_chosen,
+        }
+        for source in sorted(candidates, key=lambda name: (-chosen[name], name))
+    }
+
+
+def _throughput(steps: Sequence[Record]) -> Record:
+    steady = [record for record in steps if not record["compiled"]] or list(steps)
+    names = ("seconds", "tokens_per_second", "examples_per_second")
+    return {name: statistics.median(record[name] for record in steady) for name in names if steady}

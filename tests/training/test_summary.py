@@ -1,0 +1,72 @@
+import pytest
+
+from greats_jax.training.plots import plot_run
+from greats_jax.training.summary import source_shares, summarize
+
+
+def step(number: int, loss: float | None, seconds: float = 1.0, compiled: bool = False) -> dict:
+    return {
+        "event": "step", "step": number, "loss": loss, "candidate_loss": 3.0, "seconds": seconds,
+        "tokens_per_second": 100 / seconds, "examples_per_second": 8 / seconds, "compiled": compiled,
+    }  # fmt: skip
+
+
+def evaluation(number: int, perplexity: float) -> dict:
+    return {
+        "event": "evaluation",
+        "step": number,
+        "validation_perplexity": perplexity,
+        "test_perplexity": 2 * perplexity,
+    }
+
+
+SELECTION = {
+    "candidates": ["a1", "a2", "b1", "b2"],
+    "sources": ["a", "a", "b", "b"],
+    "chosen": ["b2", "a1", "a1"],
+    "weights": [1.0, 1.0, 0.0],
+}
+
+
+def test_shares_count_only_examples_with_weight():
+    shares = source_shares([SELECTION, SELECTION | {"chosen": ["b1"], "weights": [0.5]}])
+    assert shares["a"] == {"candidates": 4, "chosen": 1, "candidate_share": 0.5, "chosen_share": pytest.approx(1 / 3)}
+    assert shares["b"]["chosen"] == 2
+    assert list(shares) == ["b", "a"]
+
+
+def test_a_source_never_chosen_is_still_listed():
+    shares = source_shares([SELECTION | {"chosen": ["a1"], "weights": [1.0]}])
+    assert shares["b"]["chosen_share"] == 0.0
+
+
+def test_summary_of_a_run():
+    metrics = [
+        evaluation(0, 9.0), step(1, 4.0, seconds=50.0, compiled=True), step(2, None), step(3, 3.0, seconds=2.0),
+        evaluation(3, 5.0), step(4, 2.0, seconds=4.0), evaluation(4, 4.0),
+    ]  # fmt: skip
+    summary = summarize(metrics, [SELECTION])
+    assert summary["steps"] == 4
+    assert summary["before"]["validation_perplexity"] == 9.0
+    assert summary["after"]["test_perplexity"] == 8.0
+    assert (summary["first_loss"], summary["last_loss"]) == (4.0, 2.0)
+    # The median of the three updates that compiled nothing.
+    assert summary["throughput"] == {"seconds": 2.0, "tokens_per_second": 50.0, "examples_per_second": 4.0}
+    assert summary["seconds"] == 57.0
+
+
+def test_a_run_stopped_before_its_first_update_has_a_summary():
+    summary = summarize([evaluation(0, 9.0)], [])
+    assert summary["steps"] == 0
+    assert summary["after"] is None
+    assert summary["sources"] == {}
+    assert summary["throughput"] == {}
+
+
+def test_curves_are_drawn_also_with_gaps(tmp_path):
+    pytest.importorskip("matplotlib")
+    metrics = [evaluation(0, 9.0), step(1, 4.0), step(2, None), {**evaluation(2, 5.0), "test_perplexity": None}]
+    paths = plot_run(metrics, source_shares([SELECTION]), tmp_path / "curves")
+    assert sorted(path.name for path in paths) == ["loss.png", "perplexity.png", "sources.png"]
+    for path in paths:
+        assert path.read_bytes().startswith(b"\x89PNG")
