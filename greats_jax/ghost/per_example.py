@@ -117,6 +117,20 @@ class PerExampleGrads:
                 sums.append(c.weighted_sum(leaf, jnp.asarray(w)).astype(dtype or own))
         return jax.tree.unflatten(self.treedef, sums)
 
+    def finite(self) -> Array:
+        """Which examples have only finite factors: bool[n]. One pass over the stored factors."""
+        result = jnp.ones(self.n, bool)
+        for position, axis in self._example_axes().items():
+            array = self.operands[position]
+            if jnp.issubdtype(array.dtype, jnp.inexact):
+                result &= jnp.isfinite(array).all(axis=tuple(i for i in range(array.ndim) if i != axis))
+        return result
+
+    def _example_axes(self) -> dict[int, int]:
+        """Where each operand that depends on the example carries the example axis."""
+        used = [pair for leaf in self.leaves for term in leaf.terms or () for pair in term.operands]
+        return {position: spec.labels.index(EXAMPLE) for position, spec in used if EXAMPLE in spec.labels}
+
     def materialize(self) -> PyTree:
         """The per-example gradients themselves, a pytree of `[n, ...]`: the reference, for tests and small leaves."""
         whole = [c.materialize(leaf, self.n) for leaf in self._factored()]
@@ -131,12 +145,7 @@ class PerExampleGrads:
         rows = jnp.arange(self.n)[indices] if isinstance(indices, slice) else jnp.asarray(indices)
         if rows.ndim != 1:
             raise ArgumentError(f"PerExampleGrads is indexed by a slice or a 1-d integer array; found shape {rows.shape}")
-        axes: dict[int, int] = {}
-        for leaf in self.leaves:
-            for term in leaf.terms or ():
-                for position, spec in term.operands:
-                    if EXAMPLE in spec.labels:
-                        axes[position] = spec.labels.index(EXAMPLE)
+        axes = self._example_axes()
 
         def take(position: int, array: Array) -> Array:
             if position not in axes:

@@ -1,0 +1,100 @@
+"""The language-model loss of one example, and the rows it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+PyTree = Any
+
+
+class LanguageExample(NamedTuple):
+    """One tokenised example; with a leading axis, a batch of them.
+
+    Attributes:
+        input_ids: i32[t].
+        attention_mask: bool[t], True for real tokens (padding on the right).
+        label_mask: bool[t], True where a token is to be predicted from those before it.
+        dropout_key: u32[2], key data of this row's dropout.
+        deterministic: bool[], no dropout in this row.
+    """
+
+    input_ids: Array
+    attention_mask: Array
+    label_mask: Array
+    dropout_key: Array
+    deterministic: Array
+
+
+class _Tokens(Protocol):
+    input_ids: Any
+    attention_mask: Any
+    label_mask: Any
+
+
+def language_rows(batch: _Tokens, key: Array | None = None) -> LanguageExample:
+    """Rows for the loss: with a key, one dropout key per row; without, rows that see no dropout.
+
+    Args:
+        batch: input_ids i32[b, t], attention_mask bool[b, t], label_mask bool[b, t].
+        key: PRNG key of this step.
+    """
+    b = batch.input_ids.shape[0]
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0) if key is None else key, b))
+    return LanguageExample(
+        jnp.asarray(batch.input_ids),
+        jnp.asarray(batch.attention_mask, bool),
+        jnp.asarray(batch.label_mask, bool),
+        keys,
+        jnp.full((b,), key is None),
+    )
+
+
+def language_model_loss(graphdef: Any, combine: Callable[[Any, PyTree, PyTree], Any], dropout: bool = False) -> Callable[..., Array]:
+    """Build `loss_fn(params, frozen, example)`: mean cross-entropy over the example's label tokens, in nats per token.
+
+    The frozen weights stay an argument, so that they are never constants of a compiled program. An example without
+    labels has loss 0 (mark it with `has_labels`).
+
+    Args:
+        graphdef: static part of the model, from `models.partition`.
+        combine: `models.combine`.
+        dropout: whether the model draws dropout masks at all.
+    """
+
+    def loss_fn(params: PyTree, frozen: PyTree, example: LanguageExample) -> Array:
+        model = combine(graphdef, params, frozen)
+        key = jax.random.wrap_key_data(example.dropout_key) if dropout else None
+        deterministic = example.deterministic if dropout else None
+        logits = model(example.input_ids[None], example.attention_mask[None], dropout_key=key, deterministic=deterministic)[0]
+        return masked_mean_nll(logits, example.input_ids, example.label_mask)
+
+    return loss_fn
+
+
+def masked_mean_nll(logits: Array, input_ids: Array, label_mask: Array) -> Array:
+    """Mean negative log-likelihood of the label tokens: f32[], nats per token; 0 when there are none.
+
+    Args:
+        logits: f32[t, v]; position i predicts token i + 1.
+        input_ids: i32[t].
+        label_mask: bool[t].
+    """
+    labels = label_mask[1:]
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits[:-1].astype(jnp.float32), input_ids[1:])
+    return jnp.sum(jnp.where(labels, nll, 0.0)) / jnp.maximum(labels.sum(), 1)
+
+
+def has_labels(example: LanguageExample) -> Array:
+    """bool[]: whether an example has a token to learn from (for the step's `is_valid`)."""
+    return example.label_mask[1:].any()
+
+
+def label_count(example: LanguageExample) -> Array:
+    """i32[]: number of label tokens (for the step's `row_weight`, which makes the update a mean over tokens)."""
+    return example.label_mask[1:].sum()
