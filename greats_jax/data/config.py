@@ -94,6 +94,9 @@ class DataConfig:
             )
         if self.seed < 0:
             raise DataError(f"data.seed is {self.seed}, but must not be negative")
+        for source in self.sources:
+            if not isinstance(source, SourceConfig):
+                raise DataError(f"data.sources holds {source!r}: write SourceConfig(path=...) around each path")
         weighted = [source.weight is not None for source in self.sources]
         if any(weighted) and not all(weighted):
             bare = self.sources[weighted.index(False)].path

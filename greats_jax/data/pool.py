@@ -9,7 +9,8 @@ import numpy as np
 from greats_jax.data.examples import Example
 
 Counts = dict[str, dict[str, int]]
-"""Per source: records read, bad, not_sampled, no_labels, cut_away, removed; examples kept; of those, truncated."""
+"""Per source: records `read`; those not used because they are `bad`, `not_sampled`, have `no_labels` or have them
+`cut_away`; examples `kept`, and how many of those are `truncated`; and what the task took out: `held_out`, `in_target`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

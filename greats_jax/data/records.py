@@ -69,7 +69,9 @@ def load_records(source: SourceConfig, on_bad_record: BadRecordPolicy = "stop") 
     skipped: dict[str, int] = {}
     first_fault = None
     for file, label, rows in _tables(source):
+        empty = True
         for row in rows:
+            empty = False
             try:
                 if row.value is None:
                     raise BadRecord(row.fault)
@@ -84,6 +86,8 @@ def load_records(source: SourceConfig, on_bad_record: BadRecordPolicy = "stop") 
                 first_fault = first_fault or message
                 continue
             records.append(LoadedRecord(record, row.value, file, row.line, name))
+        if empty:
+            raise DataError(f"{file}: holds no record: leave it out of the sources or fill it")
     return LoadedRecords(records, skipped, first_fault)
 
 

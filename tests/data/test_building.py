@@ -170,6 +170,7 @@ def test_empty_pools(write, tokenizer):
         ({"percentage": 101}, "more than 0 and at most 100"),
         ({"percentage": float("nan")}, "more than 0 and at most 100"),
         ({"seed": -1}, "must not be negative"),
+        ({"sources": ("a.jsonl",)}, "write SourceConfig"),
         ({"sources": (SourceConfig("a", weight=1), SourceConfig("b"))}, "data source b has no weight"),
     ],
 )

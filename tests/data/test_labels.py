@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from greats_jax.data import (
@@ -101,6 +101,8 @@ def test_composed_characters_keep_their_side_of_the_boundary(make_tokenizer, rec
 
 @FEW
 @given(prompt=SAID, completion=SAID)
+@example(prompt="the ", completion=" the")  # two blanks are one token
+@example(prompt="the", completion="  the")
 def test_boundary_where_every_text_starts_with_a_blank(make_tokenizer, prompt, completion):
     tokenizer = make_tokenizer("blank_first", "none")
     rendered = render(PromptCompletion(prompt, completion), tokenizer)

@@ -175,6 +175,8 @@ def test_byte_order_mark(tmp_path):
         ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-12], "damaged or cut-off gzip file"),
         ("x.jsonl.gz", b'{"text": "a"}\n', "damaged or cut-off gzip file"),
         ("x.json", b'[{"text": "a"},\n {]', "x.json, line 2: not valid JSON"),
+        ("x.json", b"[]", "holds no record"),
+        ("x.csv", b"prompt,completion\n", "holds no record"),
         ("x.json", b"3", "holds a JSON int: expected a list of records"),
         ("x.json", b"[" * 100_000, "nested too deeply"),
         ("x.json", b'[{"text": "\xff"}]', "x.json, line 1: not text in UTF-8"),

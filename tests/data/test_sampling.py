@@ -101,6 +101,8 @@ def test_weighted_sources_mix_within_batches():
     sampler = CandidateSampler(make_pool((500, 500), (1.0, 1.0)), 8, 0)
     shares = {int(sampler(step).sources.sum()) for step in range(100)}
     assert len(shares) > 3
+    first, second = ([sampler(125 * epoch + step).sources.sum() for step in range(125)] for epoch in range(2))
+    assert first != second
 
 
 @FEW
