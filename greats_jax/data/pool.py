@@ -10,7 +10,7 @@ from greats_jax.data.examples import Example
 
 Counts = dict[str, dict[str, int]]
 """Per source: records `read`; those not used because they are `bad`, `not_sampled`, have `no_labels` or have them
-`cut_away`; examples `kept`, and how many of those are `truncated`; and what the task took out: `held_out`, `in_target`."""
+`cut_away`; examples `kept`, and how many of them are `truncated`; what the task took out: `held_out`, `in_target`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
