@@ -139,7 +139,8 @@ def orders(rng: random.Random) -> Iterator[Example]:
     """The target skill; no two examples share number, look, item and city."""
     seen = set()
     while True:
-        number, look, item, city = (rng.choice(x) for x in (range(1, 13), LOOKS, ITEMS, CITIES))
+        number = rng.choice(range(1, 13))
+        look, item, city = rng.choice(LOOKS), rng.choice(ITEMS), rng.choice(CITIES)
         if (number, look, item, city) in seen:
             continue
         seen.add((number, look, item, city))

@@ -1,18 +1,24 @@
 """README.md, CONTRIBUTING.md and .ci/run tell the same story, and what they name exists."""
 
+import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)\)")
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The contents of a document's blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def commands(path: Path) -> list[str]:
     """The single commands of a document's shell blocks: comments dropped, `&&` split."""
-    lines = "".join(BLOCK.findall(path.read_text(encoding="utf-8"))).splitlines()
+    lines = "".join(blocks(path, "bash")).splitlines()
     return [part.strip() for line in lines for part in line.split("#")[0].split("&&") if part.strip()]
 
 
@@ -47,3 +53,29 @@ def test_files_named_in_commands_and_links_exist(repository, document):
     named = [repository / word for word in words if word.startswith(("configs/", "scripts/", ".ci/"))]
     assert named or linked
     assert [str(p) for p in linked + named if not p.exists()] == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_names_imported_in_python_examples_exist(repository, document):
+    nodes = [node for block in blocks(repository / document, "python") for node in ast.walk(ast.parse(block))]
+    wanted = [
+        (node.module, alias.name)
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    ]
+    assert wanted
+    assert [names for names in wanted if not hasattr(importlib.import_module(names[0]), names[1])] == []
+
+
+def test_the_configuration_in_the_readme_is_valid(repository, tmp_path):
+    from greats_jax.training.config import resolve
+    from greats_jax.training.config_loading import load_config
+
+    (example,) = blocks(repository / "README.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
+    resolve(load_config(tmp_path / "mine.yaml"))
+    ours = [c for c in commands(repository / "README.md") if c.startswith("greats train mine.yaml")]
+    assert len(ours) >= 4
+    for command in ours:
+        resolve(load_config(tmp_path / "mine.yaml", shlex.split(command)[3:]))
