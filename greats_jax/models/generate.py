@@ -66,7 +66,7 @@ def generate(
         raise ModelError(f"temperature is {temperature}: it must be 0 (likeliest token) or a positive number")
     if longest + max_new_tokens > config.max_length:
         raise ModelError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones pass the model's {config.max_length}: shorten one"
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones pass its {config.max_length}: shorten one"
         )
     bad = next((token for row in rows for token in row if not 0 <= token < config.vocab_size), None)
     if bad is not None:

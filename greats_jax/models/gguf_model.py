@@ -87,7 +87,7 @@ class _HuggingFaceNames(Mapping[str, np.ndarray]):
         """One tensor; rows of queries and keys are put back in transformers' order."""
         array = self._file[self._source[name]]
         for part, heads in (("q_proj", self._config.heads), ("k_proj", self._config.kv_heads)):
-            if part in name and array.shape[0] == heads * self._config.head_dim:
+            if part in name and len(array) == heads * self._config.head_dim:
                 # ggml rotates neighbouring channels, transformers the two halves of a head.
                 array = array.reshape(heads, self._config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(array.shape)
         return array

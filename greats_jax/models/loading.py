@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +139,7 @@ def assemble(config: DecoderConfig, tensors: Mapping[str, np.ndarray], origin: s
     return nnx.merge(graphdef, params)
 
 
-def _at(tree: dict, path: tuple[str, ...]):
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
     for key in path:
         tree = tree[key]
     return tree
