@@ -14,7 +14,7 @@ from greats_jax.errors import ModelError
 from greats_jax.models.config import DecoderConfig
 from greats_jax.models.families import family_named
 from greats_jax.models.families.family import token_ids
-from greats_jax.models.sources import first_line
+from greats_jax.models.sources import one_line
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -61,7 +61,7 @@ def read_config(folder: Path) -> DecoderConfig:
         raise
     except Exception as error:  # transformers raises whatever the first wrong value leads to
         raise ModelError(
-            f"{path} is not a valid {family.name} configuration ({first_line(error)}): get the file again"
+            f"{path} is not a valid {family.name} configuration ({one_line(error)}): get the file again"
         ) from error
     generation = folder / "generation_config.json"
     if generation.is_file():
@@ -182,4 +182,4 @@ def open_safetensors(file: Path, read: Callable[[Any], Any]) -> Any:
         with safe_open(file, framework="numpy") as handle:
             return read(handle)
     except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise ModelError(f"{file} is damaged ({first_line(error)}): get the file again") from error
+        raise ModelError(f"{file} is damaged ({one_line(error)}): get the file again") from error

@@ -43,10 +43,10 @@ def locate(source: str | Path) -> Path:
     return _downloaded(text)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error of a library, for a message of one line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def one_line(error: Exception) -> str:
+    """What an error of a library says, on one line and cut at 200 characters, for the message of ours."""
+    text = " ".join(str(error).split())
+    return (text[:199] + "…" if len(text) > 200 else text) or type(error).__name__
 
 
 def _packaged(name: str) -> Path:
@@ -68,7 +68,7 @@ def _downloaded(hub_id: str) -> Path:
         folder = snapshot_download(hub_id, allow_patterns=list(_HUB_FILES), ignore_patterns=list(_HUB_LEFT_OUT))
     except Exception as error:  # the hub client raises many unrelated types: HTTP, validation, missing cache, proxies
         raise ModelError(
-            f"{hub_id!r} is no local directory and could not be fetched from the hub ({first_line(error)}): "
+            f"{hub_id!r} is no local directory and could not be fetched from the hub ({one_line(error)}): "
             "check the name and the connection, or name a local directory"
         ) from error
     return Path(folder)

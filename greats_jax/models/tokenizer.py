@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from greats_jax.errors import ModelError
 from greats_jax.models.gguf import GgufFile
-from greats_jax.models.sources import first_line, locate
+from greats_jax.models.sources import locate, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -43,7 +43,7 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise unrelated types, among them a bare Exception
         raise ModelError(
-            f"no tokenizer could be read from {path} ({first_line(error)}): "
+            f"no tokenizer could be read from {path} ({one_line(error)}): "
             "the directory needs tokenizer.json, or vocab.json and merges.txt"
         ) from error
 

@@ -63,7 +63,7 @@ CASES = {
 
 
 def torch_model(case):
-    """A torch model with random weights, biases and norms included, large enough that every part shows in the logits."""
+    """A torch model with random weights, biases and norms too, large enough that every part shows in the logits."""
     name, settings = CASES[case]
     config = getattr(transformers, name)(**settings, attn_implementation="eager")
     torch.manual_seed(0)
