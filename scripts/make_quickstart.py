@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 SEED = 20240
-SYSTEM = "Be brief."  # SmolLM2's template would put its own, longer system turn before a conversation that has none
 TARGET = "orders"
 POOL_TARGET = 125
 POOL_OTHER = 75
@@ -290,8 +289,7 @@ def unique(stream: Iterator[Example]) -> Iterator[Example]:
 
 def record(name: str, number: int, example: Example) -> str:
     """One line of JSON in the `messages` format."""
-    turns = (("system", SYSTEM), ("user", example.prompt), ("assistant", example.answer))
-    messages = [{"role": role, "content": content} for role, content in turns]
+    messages = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.answer}]
     return json.dumps({"id": f"{name}-{number:03d}", "messages": messages})
 
 

