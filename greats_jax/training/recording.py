@@ -8,7 +8,7 @@ with the time of what is not an update.
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -61,7 +61,7 @@ class Recorder:
             self._take(previous)
 
     def _take(self, pending: _Pending) -> None:
-        metrics = jax.device_get(pending.metrics)
+        metrics = _read(pending.metrics)
         self._read.append((pending.candidates, metrics, pending.compiled))
         self._emit(self._selected(pending.candidates, metrics))
         if len(self._read) == self._accumulate:
@@ -69,6 +69,7 @@ class Recorder:
             self._read.clear()
 
     def _selected(self, candidates: Candidates, metrics: StepMetrics) -> Selected:
+        taken = metrics.weights > 0  # a slot that nothing was left for has weight 0
         return Selected(
             step=self._updates + 1,
             micro_batch=len(self._read) - 1,
@@ -76,8 +77,8 @@ class Recorder:
             sources=tuple(self._sources[index] for index in candidates.sources),
             scores=_numbers(metrics.scores),
             losses=_numbers(metrics.candidate_losses),
-            chosen=tuple(candidates.ids[index] for index in metrics.selected),
-            weights=tuple(float(weight) for weight in metrics.weights),
+            chosen=tuple(candidates.ids[index] for index in metrics.selected[taken]),
+            weights=tuple(float(weight) for weight in metrics.weights[taken]),
         )
 
     def _stepped(self) -> Stepped:
@@ -107,19 +108,25 @@ class Recorder:
                 "padding_share": 1 - tokens / size,
                 "candidate_tokens": self._candidate_tokens,
                 "trained_tokens": self._trained_tokens,
-                "invalid_candidates": examples - sum(int(metrics.n_valid) for metrics in every),
+                "rejected_candidates": sum(int(metrics.n_rejected) for metrics in every),
+                "rejected_validation": sum(int(metrics.n_validation_rejected) for metrics in every),
                 "skipped": sum(bool(metrics.skipped) for metrics in every),
                 "compiled": any(compiled for _, _, compiled in self._read),
             },
         )
 
 
-def _mean(values: list[np.ndarray]) -> float:
+def _read(metrics: StepMetrics) -> StepMetrics:
+    """Copies what a step reports to the host, waiting for the step."""
+    return jax.device_get(metrics)
+
+
+def _mean(values: list[Any]) -> float:
     """Mean of the finite numbers among `values`, NaN if there is none."""
     flat = np.concatenate([np.ravel(np.asarray(value, np.float64)) for value in values])
     finite = flat[np.isfinite(flat)]
     return float(finite.mean()) if finite.size else math.nan
 
 
-def _numbers(values: np.ndarray) -> tuple[float | None, ...]:
+def _numbers(values: Any) -> tuple[float | None, ...]:
     return tuple(float(value) if math.isfinite(value) else None for value in values)

@@ -1,18 +1,37 @@
 """Trackers that send a run's scalars to TensorBoard or Weights & Biases; their packages are extras."""
 
+import importlib.util
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from greats_jax.errors import ConfigError
+from greats_jax.errors import ConfigError, RunError
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.events import Evaluated, Event, Stepped, Tracker
 
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
-def build_trackers(config: TrainConfig, folder: Path) -> list[Tracker]:
-    """The trackers a configuration asks for.
+
+def check_trackers(config: TrainConfig) -> None:
+    """Make sure that the packages of the trackers a configuration asks for are installed.
 
     Raises:
-        ConfigError: The package of one is not installed.
+        ConfigError: One is not.
+    """
+    for name in config.trackers:
+        if importlib.util.find_spec(_PACKAGES[name]) is None:
+            raise ConfigError(
+                f"trackers: {name} needs the package {_PACKAGES[name]}; "
+                f'install it with pip install "greats-jax[{name}]"'
+            )
+
+
+def build_trackers(config: TrainConfig, folder: Path) -> list[Tracker]:
+    """The trackers a configuration asks for, started.
+
+    Raises:
+        RunError: One cannot start.
     """
     makers = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker}
     return [makers[name](folder, config) for name in dict.fromkeys(config.trackers)]
@@ -22,10 +41,8 @@ class TensorBoardTracker:
     """Scalars as TensorBoard event files in `tensorboard/` of the run folder."""
 
     def __init__(self, folder: Path, config: TrainConfig):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise _missing("tensorboard", "tensorboardX") from None
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def record(self, event: Event) -> None:
@@ -42,15 +59,17 @@ class WandbTracker:
     """Scalars and configuration to a Weights & Biases project; credentials and offline mode are wandb's own affair."""
 
     def __init__(self, folder: Path, config: TrainConfig):
-        try:
-            import wandb
-        except ImportError:
-            raise _missing("wandb", "wandb") from None
-        from dataclasses import asdict
+        import wandb
 
-        self._run: Any = wandb.init(
-            project=config.wandb_project, name=folder.name, dir=str(folder), config=asdict(config)
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=config.wandb_project, name=folder.name, dir=str(folder), config=asdict(config)
+            )
+        except Exception as error:  # no login, no network: wandb's own types, none of them ours to tell apart
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RunError(
+                f"trackers: wandb cannot start ({reason}); try wandb login, or WANDB_MODE=offline"
+            ) from error
 
     def record(self, event: Event) -> None:
         """Log the scalars of an update or an evaluation under its step."""
@@ -67,14 +86,10 @@ def _scalars(event: Event) -> dict[str, float]:
     """Scalars by the name charts group them by: train/..., task/...."""
     match event:
         case Stepped(_, metrics):
-            return {f"train/{name}": value for name, value in metrics.items()}
+            group = "train"
         case Evaluated(_, metrics):
-            return {f"task/{name}": value for name, value in metrics.items()}
+            group = "task"
         case _:
             return {}
-
-
-def _missing(extra: str, package: str) -> ConfigError:
-    return ConfigError(
-        f'trackers: {extra} needs the package {package}; install it with pip install "greats-jax[{extra}]"'
-    )
+    # What a rule does not compute is NaN, and a chart of NaN says nothing.
+    return {f"{group}/{name}": float(value) for name, value in metrics.items() if math.isfinite(value)}

@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from greats_jax.data import Candidates, CandidateSampler, LanguageBatch, collate
 from greats_jax.errors import RunError
 from greats_jax.models import combine, partition, save_adapter, save_pretrained
+from greats_jax.selection import get
 from greats_jax.training.config import TrainConfig, kept, resolve, total_steps
 from greats_jax.training.draws import prefetch, validation_rows
-from greats_jax.training.evaluation import EvaluationSet, evaluate_task
+from greats_jax.training.evaluation import EvaluationSet, evaluate_task, row_losses
 from greats_jax.training.events import Evaluated, Event, Noticed, Started, Tracker
 from greats_jax.training.jsonl import read_json_lines
-from greats_jax.training.losses import language_model_loss, language_rows, make_evaluator
+from greats_jax.training.losses import has_labels, label_count, language_model_loss, language_rows
 from greats_jax.training.optimizers import build_optimizer, build_schedule
 from greats_jax.training.plots import plot_run
 from greats_jax.training.recording import Recorder
@@ -34,7 +36,7 @@ from greats_jax.training.setup import TaskData, load_data, load_initial
 from greats_jax.training.state import TrainState
 from greats_jax.training.step import make_selective_step
 from greats_jax.training.summary import summarize
-from greats_jax.training.trackers import build_trackers
+from greats_jax.training.trackers import build_trackers, check_trackers
 
 _NOT_DROPPED = ("read", "kept", "truncated", "not_sampled")  # what is counted and is no loss
 
@@ -55,6 +57,7 @@ class Trainer:
         self, config: TrainConfig, trackers: Sequence[Tracker] = (), should_stop: Callable[[], bool] = lambda: False
     ):
         self.config = resolve(config)
+        check_trackers(self.config)
         self._trackers = tuple(trackers)
         self._should_stop = should_stop
 
@@ -69,7 +72,7 @@ class Trainer:
         try:
             run = _load(self.config)
             trackers = [
-                RunFolderTracker(folder, self.config), *build_trackers(self.config, folder), *self._trackers,
+                *build_trackers(self.config, folder), RunFolderTracker(folder, self.config), *self._trackers,
             ]  # fmt: skip
         except BaseException:
             abandon(folder)
@@ -95,7 +98,8 @@ class Trainer:
         steps = total_steps(config, len(run.data.pool))
         schedule = build_schedule(config.optimizer, steps)
         optimizer = build_optimizer(config.optimizer, schedule, config.accumulate)
-        loss_fn = language_model_loss(run.graphdef, combine)
+        has_dropout = config.lora is not None and config.lora.dropout > 0
+        loss_fn = language_model_loss(run.graphdef, combine, dropout=has_dropout)
         step = make_selective_step(
             loss_fn,
             optimizer,
@@ -103,44 +107,41 @@ class Trainer:
             keep=kept(config),
             validation=config.validation.mode,
             refresh_every=config.validation.refresh_every,
-            learning_rate=lambda batches: schedule(batches // config.accumulate),
-            is_valid=lambda example: example.label_mask[1:].any(),
+            learning_rate=lambda batches: schedule(jnp.asarray(batches) // config.accumulate),
+            is_valid=has_labels,
+            row_weight=label_count if config.update_weighting == "tokens" else None,
         )
-        losses_of = make_evaluator(loss_fn)
-        no_key = jax.random.key(0)
+        losses_of = row_losses(loss_fn)
         pad_id = run.data.pool.pad_id
         validation = EvaluationSet(run.data.validation, config.evaluate_batch, pad_id)
         test = EvaluationSet(run.data.test, config.evaluate_batch, pad_id)
 
         def evaluate(number: int, params: Any) -> None:
-            measured = evaluate_task(
-                validation, test, lambda p, f, batch: losses_of(p, f, language_rows(batch, no_key, True)),
-                params, run.frozen,
-            )  # fmt: skip
-            emit(Evaluated(number, measured))
+            emit(Evaluated(number, evaluate_task(validation, test, losses_of, params, run.frozen)))
 
-        state = TrainState.create(run.params, optimizer, seed=config.seed)
+        cached = config.validation.mode == "cached"
+        state = TrainState.create(run.params, optimizer, seed=config.seed, reserve_direction=cached)
         evaluate(0, state.params)
         dropout_key = jax.random.key(config.seed)
         recorder = Recorder(emit, run.data.pool.sources, config.accumulate)
-        seen: set[tuple[int, ...]] = set()
+        seen: set[int] = set()
         draw = _batch_maker(config, run.data)
         for number, (candidates, rows) in enumerate(prefetch(draw, steps * config.accumulate)):
             updates, micro_batch = divmod(number, config.accumulate)
             if micro_batch == 0 and self._should_stop():
                 recorder.flush()
                 return state.params, True
-            shapes = (candidates.batch.input_ids.shape[1], rows.input_ids.shape[1])
-            compiled = shapes not in seen
+            length = candidates.batch.input_ids.shape[1]
+            compiled = length not in seen
             if compiled:
-                seen.add(shapes)
+                seen.add(length)
                 recorder.flush()
-                emit(Noticed(f"compiling the step for rows of {shapes[0]} tokens"))
+                emit(Noticed(f"compiling the step for rows of {length} tokens"))
             state, metrics = step(
                 state,
                 run.frozen,
-                language_rows(candidates.batch, jax.random.fold_in(dropout_key, number), False),
-                language_rows(rows, no_key, True),
+                language_rows(candidates.batch, jax.random.fold_in(dropout_key, number) if has_dropout else None),
+                None if rows is None else language_rows(rows),
             )
             recorder.push(candidates, metrics, compiled)
             due = config.evaluate_every is not None and (updates + 1) % config.evaluate_every == 0
@@ -192,10 +193,14 @@ def _load(config: TrainConfig) -> _Loaded:
     return _Loaded(*partition(model), tokenizer, data)
 
 
-def _batch_maker(config: TrainConfig, data: TaskData) -> Callable[[int], tuple[Candidates, LanguageBatch]]:
-    """Candidates and validation rows of any micro-batch, padded to one length where they share a pass."""
+def _batch_maker(config: TrainConfig, data: TaskData) -> Callable[[int], tuple[Candidates, LanguageBatch | None]]:
+    """Candidates and validation rows of any micro-batch; padded to one length where they share a pass.
+
+    A rule that does not look at validation examples gets none, and its batches are no longer than its candidates.
+    """
+    guided = "alignment" in get(config.method).needs
     longest = max(len(example.input_ids) for example in data.validation)
-    merged = config.validation.mode == "merged"
+    merged = guided and config.validation.mode == "merged"
     sampler = CandidateSampler(
         data.pool,
         config.batch,
@@ -205,8 +210,10 @@ def _batch_maker(config: TrainConfig, data: TaskData) -> Callable[[int], tuple[C
         min_length=longest if merged else 0,
     )
 
-    def make(number: int) -> tuple[Candidates, LanguageBatch]:
+    def make(number: int) -> tuple[Candidates, LanguageBatch | None]:
         candidates = sampler(number)
+        if not guided:
+            return candidates, None
         rows = validation_rows(data.validation, config.validation.per_step, config.seed, number)
         length = candidates.batch.input_ids.shape[1] if merged else longest
         return candidates, collate(rows, length, data.pool.pad_id)
