@@ -1,6 +1,7 @@
 """GGUF files written here byte by byte, and every way to break them."""
 
 import struct
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -71,7 +72,7 @@ def tensors_of(model):
     parts = {theirs: ours for ours, theirs in _LAYER_NAMES.items()}
     found = {}
     for weight in FAMILIES["llama"].weights(config):
-        leaf = params
+        leaf: Any = params
         for key in weight.path:
             leaf = leaf[key]
         for layer in range(config.layers) if "{}" in weight.name else (None,):

@@ -53,16 +53,16 @@ def test_merge_is_w_plus_scaled_product(tiny):
 
 def test_start_is_uniform_in_the_bound_of_peft_and_differs_by_layer_and_map(tiny):
     adapted = add_lora(tiny(), LoraConfig(rank=8, targets=("q_proj", "k_proj")), jax.random.key(0))
-    lora = {name: linear_maps(adapted)[f"self_attn.{name}"].lora for name in ("q_proj", "k_proj")}
-    a = np.asarray(lora["q_proj"].a[...])
+    lora = partition(adapted)[1]["layers"]["self_attn"]
+    a = np.asarray(lora["q_proj"]["lora"]["a"])
     bound = 1 / np.sqrt(24)
     assert np.abs(a).max() <= bound
     assert a.std() == pytest.approx(bound / np.sqrt(3), rel=0.1)
     assert not np.array_equal(a[0], a[1])
-    assert not np.array_equal(a, lora["k_proj"].a[...])
-    assert np.all(lora["q_proj"].b[...] == 0)
+    assert not np.array_equal(a, lora["k_proj"]["lora"]["a"])
+    assert np.all(lora["q_proj"]["lora"]["b"] == 0)
     again = add_lora(tiny(), LoraConfig(rank=8, targets=("q_proj", "k_proj")), jax.random.key(0))
-    np.testing.assert_array_equal(a, linear_maps(again)["self_attn.q_proj"].lora.a[...])
+    np.testing.assert_array_equal(a, partition(again)[1]["layers"]["self_attn"]["q_proj"]["lora"]["a"])
 
 
 def test_only_b_has_a_gradient_at_the_start(tiny, ids):
