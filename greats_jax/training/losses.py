@@ -32,9 +32,12 @@ class LanguageExample(NamedTuple):
 
 
 class _Tokens(Protocol):
-    input_ids: Any
-    attention_mask: Any
-    label_mask: Any
+    @property
+    def input_ids(self) -> Any: ...
+    @property
+    def attention_mask(self) -> Any: ...
+    @property
+    def label_mask(self) -> Any: ...
 
 
 def language_rows(batch: _Tokens, key: Array | None = None) -> LanguageExample:
@@ -55,7 +58,9 @@ def language_rows(batch: _Tokens, key: Array | None = None) -> LanguageExample:
     )
 
 
-def language_model_loss(graphdef: Any, combine: Callable[[Any, PyTree, PyTree], Any], dropout: bool = False) -> Callable[..., Array]:
+def language_model_loss(
+    graphdef: Any, combine: Callable[[Any, PyTree, PyTree], Any], dropout: bool = False
+) -> Callable[..., Array]:
     """Build `loss_fn(params, frozen, example)`: mean cross-entropy over the example's label tokens, in nats per token.
 
     The frozen weights stay an argument, so that they are never constants of a compiled program. An example without
@@ -71,7 +76,9 @@ def language_model_loss(graphdef: Any, combine: Callable[[Any, PyTree, PyTree], 
         model = combine(graphdef, params, frozen)
         key = jax.random.wrap_key_data(example.dropout_key) if dropout else None
         deterministic = example.deterministic if dropout else None
-        logits = model(example.input_ids[None], example.attention_mask[None], dropout_key=key, deterministic=deterministic)[0]
+        logits = model(
+            example.input_ids[None], example.attention_mask[None], dropout_key=key, deterministic=deterministic
+        )[0]
         return masked_mean_nll(logits, example.input_ids, example.label_mask)
 
     return loss_fn
@@ -98,3 +105,8 @@ def has_labels(example: LanguageExample) -> Array:
 def label_count(example: LanguageExample) -> Array:
     """i32[]: number of label tokens (for the step's `row_weight`, which makes the update a mean over tokens)."""
     return example.label_mask[1:].sum()
+
+
+def make_evaluator(loss_fn: Callable[..., Array]) -> Callable[[PyTree, PyTree, PyTree], Array]:
+    """Build `evaluate(params, frozen, rows) -> f32[b]`: the loss of each row, forward only, jitted."""
+    return jax.jit(jax.vmap(loss_fn, in_axes=(None, None, 0)))

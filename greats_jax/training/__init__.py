@@ -1,0 +1,49 @@
+"""Training with online selection: the compiled step, its state, and the trainer built on them.
+
+The step needs only JAX and optax. `Trainer`, `TrainConfig` and `RunResult` are imported on first use, because they bring
+the readers of data and models with them, which takes seconds.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from greats_jax.training.losses import (
+    LanguageExample,
+    has_labels,
+    label_count,
+    language_model_loss,
+    language_rows,
+    make_evaluator,
+    masked_mean_nll,
+)
+from greats_jax.training.state import TrainState
+from greats_jax.training.step import StepMetrics, make_selective_step
+
+if TYPE_CHECKING:
+    from greats_jax.training.config import TrainConfig
+    from greats_jax.training.result import RunResult
+    from greats_jax.training.trainer import Trainer
+
+_LATER = {"TrainConfig": "config", "RunResult": "result", "Trainer": "trainer"}
+
+__all__ = [
+    "LanguageExample",
+    "RunResult",
+    "StepMetrics",
+    "TrainConfig",
+    "TrainState",
+    "Trainer",
+    "has_labels",
+    "label_count",
+    "language_model_loss",
+    "language_rows",
+    "make_evaluator",
+    "make_selective_step",
+    "masked_mean_nll",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"greats_jax.training.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
