@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, what it returns, and that no mistake shows a traceback."""
 
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 
 from greats_jax import __version__
 from greats_jax.cli import main
-from greats_jax.training.events import Stepped
+from greats_jax.cli.console import Console
 from greats_jax.training.result import RunResult
 
 
@@ -309,24 +310,19 @@ def test_interrupting_saves_what_was_done(config_file, tmp_path):
     assert (result.weights / "adapter_model.safetensors").exists()
 
 
-def test_the_bar_of_a_terminal(tmp_path):
-    import io
-
-    from greats_jax.cli.console import Console
-
+def test_the_bar_of_a_terminal(finished_run):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     terminal = Terminal()
     console = Console(terminal)
-    console._steps = 2
-    from tqdm import tqdm
-
-    console._bar = tqdm(total=2, file=terminal, mininterval=0, miniters=1)
-    metrics = {"loss": 1.25, "tokens_per_second": 321.0, "seconds": 0.1, "compiled": False}
-    console.record(Stepped(1, metrics))
-    console.record(Stepped(2, metrics))
+    for event in finished_run.tracker.events:
+        console.record(event)
     console.close()
-    assert "loss=1.250" in terminal.getvalue()
-    assert "2/2" in terminal.getvalue()
+    shown = terminal.getvalue()
+    assert "\r" in shown
+    assert "3/3" in shown
+    for part in ("loss=", "ppl=", "tok/s="):
+        assert part in shown
+    assert "step 3/3  loss" not in shown
