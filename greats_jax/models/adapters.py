@@ -32,7 +32,10 @@ _UNSUPPORTED = (
     "target_parameters",
     "exclude_modules",
     "trainable_token_indices",
+    "alora_invocation_tokens",
+    "lora_bias",
 )
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # the others also change the base weights
 
 
 def save_adapter(model: Decoder, folder: str | Path, base_model: str | None = None) -> None:
@@ -134,6 +137,8 @@ def read_adapter_config(folder: Path) -> LoraConfig:
     used = [name for name in _UNSUPPORTED if settings.get(name)]
     if settings.get("bias", "none") != "none":
         used.append("bias")
+    if settings.get("init_lora_weights") not in _PLAIN_STARTS:
+        used.append("init_lora_weights")
     if used:
         raise ModelError(
             f"{path}: {', '.join(used)} is not supported: merge the adapter into its model with peft first"

@@ -45,6 +45,10 @@ def read_config(folder: Path) -> DecoderConfig:
       ModelError: if it is missing, broken, or describes a model that this package does not have.
     """
     path = folder / "config.json"
+    if not path.is_file() and (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} holds an adapter, not a model: load its base model, then load_adapter(model, folder)"
+        )
     settings = read_json(path)
     if "model_type" not in settings:
         raise ModelError(f"{path} has no model_type: name the directory of a language model")

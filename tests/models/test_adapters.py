@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from greats_jax.errors import ModelError
-from greats_jax.models import LoraConfig, add_lora, combine, load_adapter, partition, save_adapter
+from greats_jax.models import LoraConfig, add_lora, combine, from_pretrained, load_adapter, partition, save_adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -79,6 +79,8 @@ def test_a_model_without_adapters_has_none_to_save(tiny, tmp_path):
         ({"use_rslora": True}, "use_rslora"),
         ({"bias": "all"}, "bias is not supported"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"lora_bias": True}, "lora_bias"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
         ({"r": "8"}, "must be numbers"),
         ({"r": -2}, "rank is -2"),
@@ -116,6 +118,11 @@ def test_damaged_files_are_refused(tiny, saved):
         load_adapter(tiny(), saved)
     with pytest.raises(ModelError, match="no adapter at"):
         load_adapter(tiny(), saved / "missing")
+
+
+def test_an_adapter_is_not_taken_for_a_model(saved):
+    with pytest.raises(ModelError, match="holds an adapter, not a model: load its base model"):
+        from_pretrained(saved)
 
 
 def test_whole_numbers_are_no_weights(tiny, saved):

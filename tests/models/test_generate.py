@@ -58,10 +58,10 @@ def test_the_models_own_stops_are_the_default(tiny):
 
 def test_draws_follow_the_softmax_and_the_seed(tiny, logits_of):
     model = tiny()
-    rows = [[7, 3]] * 2000
+    rows = [[7, 3]] * 1000
     tokens = [row[0] for row in generate(model, rows, max_new_tokens=1, temperature=0.7, seed=3, eos_token_ids=())]
     expected = np.asarray(jax.nn.softmax(logits_of(model, np.array([[7, 3]]))[0, -1] / 0.7))
-    assert np.abs(np.bincount(tokens, minlength=61) / 2000 - expected).max() < 0.04
+    assert np.abs(np.bincount(tokens, minlength=61) / 1000 - expected).max() < 0.05
     few = {"max_new_tokens": 8, "temperature": 1.0, "eos_token_ids": ()}
     assert generate(model, PROMPTS, seed=1, **few) == generate(model, PROMPTS, seed=1, **few)
     assert generate(model, PROMPTS, seed=1, **few) != generate(model, PROMPTS, seed=2, **few)
