@@ -1,8 +1,8 @@
 """Find where a per-example gradient is born: walk a flat jaxpr backwards from an output through linear view operations.
 
 `Walker.terms(v)` writes `v` as a sum of `Term`s. It stops at the outer product (`dot_general` with the examples as a
-batch dimension) or at the scatter-add of an embedding, and names its operands instead of its result. One small rule per
-primitive; a primitive without a rule ends the walk and its result is taken whole, which is always right and only larger.
+batch dimension) or at the scatter-add of an embedding, and names its operands instead of its result. One small rule
+per primitive; a primitive without a rule ends the walk and its result is taken whole, always right and only larger.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import jax.extend.core as jex
 import numpy as np
 
-from greats_jax.ghost.inlining import is_scan, scan_parts
+from greats_jax.ghost.inlining import dtype_of, is_scan, scan_parts, shape_of
 from greats_jax.ghost.terms import Atom, MismatchError, Operand, Stacked, Term, Value, regroup, unify_all, whole
 
 Rule = Callable[["Walker", jex.JaxprEqn, int], "list[Term] | None"]
@@ -54,7 +54,7 @@ class Walker:
         return self._memo[atom]
 
     def _walk(self, var: jex.Var) -> list[Term]:
-        raw = [whole(var, var.aval.shape)]
+        raw = [whole(var, shape_of(var))]
         if var not in self._defined:
             return raw
         eqn, index = self._defined[var]
@@ -78,9 +78,9 @@ class Walker:
         """Whether the operands of `terms` are worth keeping instead of `var`."""
         counted = [t for t in terms if not self.is_carry(t)]
         if all(t.is_plain for t in counted):
-            return all(t.is_view for t in terms) and len(terms) <= 1 or len(counted) < len(terms)
+            return (all(t.is_view for t in terms) and len(terms) <= 1) or len(counted) < len(terms)
         stored = {op.value: op.size() for t in counted for op in t.operands}
-        return int(np.prod(var.aval.shape)) > self.instantiate_below * sum(stored.values())
+        return int(np.prod(shape_of(var))) > self.instantiate_below * sum(stored.values())
 
     def is_carry(self, term: Term) -> bool:
         """Whether a term is exactly the running sum of the enclosing scan."""
@@ -92,24 +92,24 @@ class Walker:
             raise MismatchError
         eqn, index = self._defined.get(atom, (None, 0))
         if eqn is None or eqn.primitive.name not in _VIEWS:
-            return whole(atom, atom.aval.shape)
+            return whole(atom, shape_of(atom))
         source = eqn.invars[index if eqn.primitive.name == "optimization_barrier" else 0]
-        if isinstance(source, jex.Literal) or source.aval.dtype.itemsize > atom.aval.dtype.itemsize:
-            return whole(atom, atom.aval.shape)
+        if isinstance(source, jex.Literal) or dtype_of(source).itemsize > dtype_of(atom).itemsize:
+            return whole(atom, shape_of(atom))
         try:
             found = _VIEWS[eqn.primitive.name](eqn, self.view(source))
         except MismatchError:
             found = None
-        return whole(atom, atom.aval.shape) if found is None else found
+        return whole(atom, shape_of(atom)) if found is None else found
 
     def scalar(self, atom: Any) -> Any:
         """The 0-d variable or literal that `atom` is a broadcast of, or None."""
-        while not isinstance(atom, jex.Literal) and atom.aval.shape != ():
+        while not isinstance(atom, jex.Literal) and shape_of(atom) != ():
             eqn, _ = self._defined.get(atom, (None, 0))
             if eqn is None or eqn.primitive.name not in ("broadcast_in_dim", "convert_element_type", "reshape"):
                 return None
             atom = eqn.invars[0]
-        return atom if isinstance(atom, jex.Literal) and np.ndim(atom.val) == 0 or not isinstance(atom, jex.Literal) else None
+        return None if isinstance(atom, jex.Literal) and np.ndim(atom.val) != 0 else atom
 
     def is_stacked(self, atom: Any) -> bool:
         """Whether `atom` is a per-iteration output of a scan, seen through views: its layers lie along an axis."""
@@ -147,7 +147,7 @@ def _transpose(eqn: jex.JaxprEqn, term: Term) -> Term:
 def _reshape(eqn: jex.JaxprEqn, term: Term) -> Term | None:
     if eqn.params.get("dimensions") is not None:
         return None
-    return regroup(term, eqn.outvars[0].aval.shape)
+    return regroup(term, shape_of(eqn.outvars[0]))
 
 
 def _squeeze(eqn: jex.JaxprEqn, term: Term) -> Term:
@@ -156,7 +156,7 @@ def _squeeze(eqn: jex.JaxprEqn, term: Term) -> Term:
 
 
 def _unit_broadcast(eqn: jex.JaxprEqn, term: Term) -> Term | None:
-    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     if int(np.prod(before)) != int(np.prod(after)):
         return None
     place = {int(d): term.out[i] for i, d in enumerate(eqn.params["broadcast_dimensions"])}
@@ -164,7 +164,10 @@ def _unit_broadcast(eqn: jex.JaxprEqn, term: Term) -> Term | None:
 
 
 def _convert(eqn: jex.JaxprEqn, term: Term) -> Term | None:
-    both_float = all(np.issubdtype(v.aval.dtype, np.floating) or v.aval.dtype.name == "bfloat16" for v in (eqn.invars[0], eqn.outvars[0]))
+    both_float = all(
+        np.issubdtype(dtype_of(v), np.floating) or dtype_of(v).name == "bfloat16"
+        for v in (eqn.invars[0], eqn.outvars[0])
+    )
     return term if both_float else None
 
 
@@ -197,7 +200,7 @@ def _view_rule(walker: Walker, eqn: jex.JaxprEqn, index: int) -> list[Term] | No
 
 def _add(walker: Walker, eqn: jex.JaxprEqn, _: int) -> list[Term] | None:
     left, right = eqn.invars
-    if left.aval.shape != right.aval.shape:
+    if shape_of(left) != shape_of(right):
         return None
     return [*walker.terms(left), *walker.terms(right)]
 
@@ -208,7 +211,7 @@ def _negate(walker: Walker, eqn: jex.JaxprEqn, _: int) -> list[Term]:
 
 def _multiply(walker: Walker, eqn: jex.JaxprEqn, _: int) -> list[Term] | None:
     for scaled, factor in (eqn.invars, reversed(eqn.invars)):
-        if isinstance(scaled, jex.Literal) or scaled.aval.shape != eqn.outvars[0].aval.shape:
+        if isinstance(scaled, jex.Literal) or shape_of(scaled) != shape_of(eqn.outvars[0]):
             continue
         scalar = walker.scalar(factor)
         if isinstance(scalar, jex.Literal):
@@ -221,14 +224,21 @@ def _multiply(walker: Walker, eqn: jex.JaxprEqn, _: int) -> list[Term] | None:
 def _divide(walker: Walker, eqn: jex.JaxprEqn, _: int) -> list[Term] | None:
     scaled, factor = eqn.invars
     scalar = walker.scalar(factor)
-    if not isinstance(scalar, jex.Literal) or isinstance(scaled, jex.Literal) or scaled.aval.shape != eqn.outvars[0].aval.shape:
+    if (
+        not isinstance(scalar, jex.Literal)
+        or isinstance(scaled, jex.Literal)
+        or shape_of(scaled) != shape_of(eqn.outvars[0])
+    ):
         return None
     return [replace(t, coefficient=t.coefficient / float(scalar.val)) for t in walker.terms(scaled)]
 
 
 def _reduce_sum(walker: Walker, eqn: jex.JaxprEqn, _: int) -> list[Term]:
     gone = {int(a) for a in eqn.params["axes"]}
-    return [replace(t, out=tuple(axis for i, axis in enumerate(t.out) if i not in gone)) for t in walker.terms(eqn.invars[0])]
+    return [
+        replace(t, out=tuple(axis for i, axis in enumerate(t.out) if i not in gone))
+        for t in walker.terms(eqn.invars[0])
+    ]
 
 
 # ---- births ----------------------------------------------------------------------------------------------------------
@@ -250,19 +260,21 @@ def _scatter_add(walker: Walker, eqn: jex.JaxprEqn, _: int) -> list[Term] | None
     """Rows of an embedding: `zeros[V, d].at[ids].add(updates)` is a one-hot matrix times the updates."""
     base, indices, updates = eqn.invars
     dims = eqn.params["dimension_numbers"]
-    shape = base.aval.shape
+    shape = shape_of(base)
     inserted = tuple(int(d) for d in dims.inserted_window_dims)
     if inserted != tuple(int(d) for d in dims.scatter_dims_to_operand_dims) or len(inserted) != 1:
         return None
-    if indices.aval.shape[-1] != 1 or "CLIP" in str(eqn.params["mode"]) or shape[inserted[0]] == 1:
+    if shape_of(indices)[-1] != 1 or "CLIP" in str(eqn.params["mode"]) or shape[inserted[0]] == 1:
         return None
-    batching = {int(o): int(i) for o, i in zip(dims.operand_batching_dims, dims.scatter_indices_batching_dims, strict=True)}
+    batching = {
+        int(o): int(i) for o, i in zip(dims.operand_batching_dims, dims.scatter_indices_batching_dims, strict=True)
+    }
     window = [int(d) for d in dims.update_window_dims]
     window_of = [d for d in range(len(shape)) if d not in batching and d != inserted[0]]
-    if any(updates.aval.shape[u] != shape[o] for u, o in zip(window, window_of, strict=True)):
+    if any(shape_of(updates)[u] != shape[o] for u, o in zip(window, window_of, strict=True)):
         return None
     ids, rows = walker.view(indices), walker.view(updates)
-    scattered = [d for d in range(len(updates.aval.shape)) if d not in window]
+    scattered = [d for d in range(len(shape_of(updates))) if d not in window]
     table = unify_all(zip(ids.out[:-1], (rows.out[d] for d in scattered), strict=True))
     ids, rows = ids.substitute(table), rows.substitute(table)
     classes = Atom(shape[inserted[0]])

@@ -49,7 +49,9 @@ def gram(leaf: Factored, keep: Labels = ()) -> Array | None:
     parts = [_self_gram(leaf, term, keep) for term in terms]
     for i, a in enumerate(terms):
         for b in terms[i + 1 :]:
-            mixed = _pair(leaf.tensors(a), _as_other(leaf, leaf.tensors(b)), (*keep, EXAMPLE, OTHER)) * (a.coefficient * b.coefficient)
+            mixed = _pair(leaf.tensors(a), _as_other(leaf, leaf.tensors(b)), (*keep, EXAMPLE, OTHER)) * (
+                a.coefficient * b.coefficient
+            )
             parts.append(mixed + jnp.swapaxes(mixed, -1, -2))
     return sum(parts[1:], start=parts[0]) if parts else None
 
@@ -72,7 +74,9 @@ def squared_norms(leaf: Factored, keep: Labels = ()) -> Array | None:
     for i, a in enumerate(terms):
         for j, b in enumerate(terms[i:]):
             right = _as_other(leaf, leaf.tensors(b), example=EXAMPLE)
-            parts.append(_pair(leaf.tensors(a), right, (*keep, EXAMPLE)) * (a.coefficient * b.coefficient * (1 if j == 0 else 2)))
+            parts.append(
+                _pair(leaf.tensors(a), right, (*keep, EXAMPLE)) * (a.coefficient * b.coefficient * (1 if j == 0 else 2))
+            )
     return sum(parts[1:], start=parts[0]) if parts else None
 
 
@@ -99,12 +103,14 @@ def weighted_sum(leaf: Factored, weights: Array) -> Array:
 def materialize(leaf: Factored, n: int) -> Array:
     """`g_i` of one leaf, `[n, *shape]`: the whole per-example gradient, for tests and small leaves."""
     spec = leaf.spec
-    parts = [contract(leaf.tensors(t), (EXAMPLE, *spec.out), dict(spec.sizes)) * t.coefficient for t in spec.terms or ()]
+    parts = [
+        contract(leaf.tensors(t), (EXAMPLE, *spec.out), dict(spec.sizes)) * t.coefficient for t in spec.terms or ()
+    ]
     return sum(parts[1:], start=parts[0]).reshape(n, *spec.shape) if parts else jnp.zeros((n, *spec.shape), jnp.float32)
 
 
 def align_with(leaf: Factored, other: Factored, weights: Array) -> Array | None:
-    """`<g_i, sum_j w_j h_j>` of one leaf, `[n]`: through the summed direction or through pairs, whichever costs less."""
+    """`<g_i, sum_j w_j h_j>` of one leaf, `[n]`: by the summed direction or by pairs, whichever costs less."""
     if not leaf.spec.terms or not other.spec.terms:
         return None
     pairs = _cross_plan(leaf, other)
@@ -125,7 +131,9 @@ def _pair(left: Sequence[Tensor], right: Sequence[Tensor], out: Labels) -> Array
     return contract([*left, *right], out)
 
 
-def _as_other(leaf: Factored, tensors: Sequence[Tensor], match: LeafSpec | None = None, example: int = OTHER) -> list[Tensor]:
+def _as_other(
+    leaf: Factored, tensors: Sequence[Tensor], match: LeafSpec | None = None, example: int = OTHER
+) -> list[Tensor]:
     """Relabel the second side of a product: parameter axes keep (or take `match`'s) labels, the rest is renamed."""
     table = dict(zip(leaf.spec.out, (match or leaf.spec).out, strict=True))
     table[EXAMPLE] = example
@@ -175,13 +183,17 @@ def _self_gram(leaf: Factored, term: TermSpec, keep: Labels) -> Array:
 
     def cut(i: Array) -> list[Tensor]:
         return [
-            t._replace(array=lax.dynamic_slice_in_dim(t.array, i * width, width, t.spec.labels.index(label))) if label in t.spec.labels else t
+            t._replace(array=lax.dynamic_slice_in_dim(t.array, i * width, width, t.spec.labels.index(label)))
+            if label in t.spec.labels
+            else t
             for t in left
         ]
 
     if label in keep:
         return lax.map(lambda i: instances(cut(i)), jnp.arange(plan.slices)).reshape(-1, *[_rows(leaf)] * 2) * scale
-    total = jnp.zeros([dict(leaf.spec.sizes)[x] for x in keep] + [_rows(leaf)] * 2, accumulation_dtype([t.array for t in left]))
+    total = jnp.zeros(
+        [dict(leaf.spec.sizes)[x] for x in keep] + [_rows(leaf)] * 2, accumulation_dtype([t.array for t in left])
+    )
     return lax.fori_loop(0, plan.slices, lambda i, acc: acc + instances(cut(i)), total) * scale
 
 
@@ -270,7 +282,11 @@ def _recut(leaf: Factored, target: tuple[tuple[int, ...], ...]) -> Factored:
     for term in leaf.spec.terms or ():
         operands = []
         for tensor in leaf.tensors(term):
-            labels = [p for x in tensor.spec.labels for p in table.get(x, ((x, tensor.array.shape[tensor.spec.labels.index(x)]),))]
+            labels = [
+                p
+                for x in tensor.spec.labels
+                for p in table.get(x, ((x, tensor.array.shape[tensor.spec.labels.index(x)]),))
+            ]
             operands.append((len(pool), Spec(tuple(x for x, _ in labels), tensor.spec.one_hot)))
             pool.append(tensor.array.reshape([size for _, size in labels]))
         terms.append(TermSpec(tuple(operands), term.coefficient))

@@ -1,4 +1,4 @@
-"""Contractions of labelled arrays: order chosen by FLOPs, memory bounded by slicing, one-hot operands never expanded."""
+"""Contractions of labelled arrays: order chosen by FLOPs, memory bounded by slices, one-hot operands never expanded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +39,13 @@ class Tensor(NamedTuple):
     spec: Spec
 
 
-class Sizes(NamedTuple):
+@dataclass(frozen=True)
+class Sizes:
     """Size of every label, as a hashable mapping."""
 
     items: tuple[tuple[int, int], ...]
 
-    def __getitem__(self, label: int) -> int:  # type: ignore[override]
+    def __getitem__(self, label: int) -> int:
         return dict(self.items)[label]
 
     def replacing(self, label: int, size: int) -> Sizes:
@@ -151,7 +152,7 @@ def _equation(specs: tuple[Labels, ...], out: Labels) -> str:
 
 
 @functools.lru_cache(maxsize=16384)
-def _path(specs: tuple[Labels, ...], out: Labels, sizes: Sizes) -> tuple[list, opt_einsum.contract.PathInfo]:
+def _path(specs: tuple[Labels, ...], out: Labels, sizes: Sizes) -> tuple[Any, opt_einsum.contract.PathInfo]:
     shapes = [tuple(sizes[x] for x in s) for s in specs]
     optimize = "optimal" if len(specs) <= 6 else "greedy"
     return opt_einsum.contract_path(_equation(specs, out), *shapes, shapes=True, optimize=optimize)
@@ -233,7 +234,7 @@ def _gather(ids: Tensor, other: Tensor) -> Tensor:
 
 def _scatter(ids: Tensor, others: Sequence[Tensor], out: Labels, sizes: Sizes, dtype: jnp.dtype) -> Array:
     """Result that keeps the class label: sum rows into their class."""
-    classes = ids.spec.one_hot
+    classes = ids.spec.all_labels[-1]
     common = [x for x in out if x in ids.spec.labels]
     rest = [x for x in out if x not in common and x != classes]
     summed = [x for x in ids.spec.labels if x not in common]
@@ -248,7 +249,11 @@ def _scatter(ids: Tensor, others: Sequence[Tensor], out: Labels, sizes: Sizes, d
 
     def place(at: Array, values: Array) -> Array:
         size = sizes[classes]
-        return jnp.zeros((size, *values.shape[1:]), dtype).at[jnp.where(at < 0, size, at)].add(values.astype(dtype), mode="drop")
+        return (
+            jnp.zeros((size, *values.shape[1:]), dtype)
+            .at[jnp.where(at < 0, size, at)]
+            .add(values.astype(dtype), mode="drop")
+        )
 
     for _ in common:
         place = jax.vmap(place)

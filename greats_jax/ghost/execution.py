@@ -118,7 +118,9 @@ def execute(program: Program, consts: Sequence[Array], args: Sequence[Array | No
 
 def _execute_scan(eqn: jex.JaxprEqn, step: ScanStep, results: Results) -> None:
     parts, inner = step.parts, step.parts.body.jaxpr
-    used = [results[v] if inner_v in step.body.inputs else None for v, inner_v in zip(eqn.invars, inner.invars, strict=True)]
+    used = [
+        results[v] if inner_v in step.body.inputs else None for v, inner_v in zip(eqn.invars, inner.invars, strict=True)
+    ]
     consts, _, xs = parts.split(used)
     outer_carry = parts.split(eqn.invars)[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ class LeafExplanation(NamedTuple):
     Attributes:
         path: key path of the parameter.
         shape: its shape.
-        kind: `factored` (operands of an outer product), `instantiated` (the product, smaller than its operands), `whole`
-            (a vector kept per example), `materialized (ended at <primitive>)` (not recognised), `zero` or `constant`.
+        kind: `factored` (operands of an outer product), `instantiated` (the product, smaller than its operands),
+            `whole` (a vector kept per example), `materialized (ended at <primitive>)` (not recognised), `zero` or
+            `constant`.
         contraction: how its Gram is computed, term by term.
         flops: of the Gram.
         stored_bytes: of its operands; an operand shared by several leaves is counted at each.
@@ -38,7 +40,7 @@ class Explanation:
 
     rows: tuple[LeafExplanation, ...]
 
-    def __iter__(self):  # noqa: ANN204 - an iterator of rows
+    def __iter__(self) -> Iterator[LeafExplanation]:
         """Iterate over the rows."""
         return iter(self.rows)
 
@@ -62,7 +64,9 @@ class Explanation:
             for r in self.rows
         ]
         widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        )
 
 
 def explain_leaf(leaf: Factored) -> LeafExplanation:
@@ -75,5 +79,11 @@ def explain_leaf(leaf: Factored) -> LeafExplanation:
     arrays = {i: leaf.pool[i] for term in spec.terms for i, _ in term.operands}
     stored = sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays.values())
     return LeafExplanation(
-        spec.path, spec.shape, spec.kind, " + ".join(names), sum(p.flops for _, p in plans), stored, max(p.peak_bytes for _, p in plans)
+        spec.path,
+        spec.shape,
+        spec.kind,
+        " + ".join(names),
+        sum(p.flops for _, p in plans),
+        stored,
+        max(p.peak_bytes for _, p in plans),
     )

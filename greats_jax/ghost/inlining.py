@@ -12,11 +12,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
+import numpy as np
 from jax import lax
 
 Array = jax.Array
 
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+}
 _REMAT = {"remat", "remat2", "remat3", "checkpoint"}
 
 
@@ -127,6 +134,16 @@ def evaluate(
 def read(env: dict[jex.Var, Array], atom: Any) -> Any:
     """The value of a variable or literal."""
     return atom.val if isinstance(atom, jex.Literal) else env[atom]
+
+
+def shape_of(atom: Any) -> tuple[int, ...]:
+    """The shape of a variable or literal; JAX's annotations promise no shape, though every array has one."""
+    return atom.aval.shape
+
+
+def dtype_of(atom: Any) -> np.dtype:
+    """The dtype of a variable or literal."""
+    return atom.aval.dtype
 
 
 def bind(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Array]:

@@ -71,7 +71,7 @@ class OperandPool:
         self.entries: dict[tuple[Value, tuple[int, ...], int], int] = {}
 
     def add(self, operand: Operand) -> int:
-        """Position of an operand, cut into its atoms; the last part of the key is the number of classes, 0 if not ids."""
+        """Position of an operand, cut into its atoms; the key ends with the number of classes, 0 if not ids."""
         shape = tuple(atom.size for axis in operand.axes for atom in axis)
         classes = operand.one_hot.size if operand.one_hot is not None else 0
         return self.entries.setdefault((operand.value, shape, classes), len(self.entries))
@@ -103,7 +103,16 @@ def align(terms: list[Term], n: int) -> tuple[list[Term], Atom]:
     return aligned, aligned[0].out[0][0]
 
 
-def describe_leaf(path: str, shape: tuple[int, ...], dtype: str, terms: list[Term], n: int, pool: OperandPool, kind: str, stacked: bool) -> LeafSpec:
+def describe_leaf(
+    path: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    terms: list[Term],
+    n: int,
+    pool: OperandPool,
+    kind: str,
+    stacked: bool,
+) -> LeafSpec:
     """Turn aligned symbolic terms into a hashable spec, adding their operands to the pool."""
     if not terms:
         return LeafSpec(path, shape, dtype, *_plain_axes(shape), None, (), "zero")

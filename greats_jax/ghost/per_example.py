@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,7 +104,11 @@ class PerExampleGrads:
             The sum; integer and boolean parameters get zeros, so that adding the result leaves them unchanged.
         """
         if isinstance(weights, jax.Array) or not jax.tree_util.treedef_is_leaf(jax.tree.structure(weights)):
-            values = [weights] * len(self.leaves) if isinstance(weights, jax.Array) else self._match(weights, "weights", shapes=False)
+            values = (
+                [weights] * len(self.leaves)
+                if isinstance(weights, jax.Array)
+                else self._match(weights, "weights", shapes=False)
+            )
         else:
             values = [jnp.asarray(weights)] * len(self.leaves)
         sums = []
@@ -144,7 +147,9 @@ class PerExampleGrads:
         """The gradients of a subset: a slice, or an integer array (traced indices work; an index must be in range)."""
         rows = jnp.arange(self.n)[indices] if isinstance(indices, slice) else jnp.asarray(indices)
         if rows.ndim != 1:
-            raise ArgumentError(f"PerExampleGrads is indexed by a slice or a 1-d integer array; found shape {rows.shape}")
+            raise ArgumentError(
+                f"PerExampleGrads is indexed by a slice or a 1-d integer array; found shape {rows.shape}"
+            )
         axes = self._example_axes()
 
         def take(position: int, array: Array) -> Array:
@@ -165,7 +170,11 @@ class PerExampleGrads:
         The parameters of each are the leaf alone (`dot` takes an array). A leaf stacked by a scan also has `layers()`.
         """
         single = jax.tree.structure(0)
-        return {spec.path: PerExampleGrads(self.operands, (spec,), single, self.n) for spec in self.leaves if spec.terms is not None}
+        return {
+            spec.path: PerExampleGrads(self.operands, (spec,), single, self.n)
+            for spec in self.leaves
+            if spec.terms is not None
+        }
 
     def layers(self) -> LayerContractions:
         """Contractions of a single stacked leaf layer by layer.
@@ -174,7 +183,10 @@ class PerExampleGrads:
             ArgumentError: this is not one leaf whose leading axis was stacked by a scan.
         """
         if len(self.leaves) != 1 or self.leaves[0].stack is None:
-            raise ArgumentError("layers() needs one leaf stacked by a scan: take it from by_leaf(), and see explain() for which leaves are stacked")
+            raise ArgumentError(
+                "layers() needs one leaf stacked by a scan: take it from by_leaf(), "
+                "and see explain() for which leaves are stacked"
+            )
         return LayerContractions(c.Factored(self.leaves[0], self.operands), (self.leaves[0].stack,))
 
     def explain(self) -> Explanation:
@@ -184,15 +196,22 @@ class PerExampleGrads:
     def _check_same_parameters(self, other: PerExampleGrads) -> None:
         mine, theirs = ([(s.path, s.shape) for s in g.leaves] for g in (self, other))
         if mine != theirs:
-            raise ArgumentError("the two PerExampleGrads belong to different parameters: pass gradients of the same parameter tree")
+            raise ArgumentError(
+                "the two PerExampleGrads belong to different parameters: pass gradients of the same parameter tree"
+            )
 
     def _match(self, tree: PyTree, what: str, *, shapes: bool = True) -> list[Array]:
         leaves, treedef = jax.tree.flatten(tree)
         if treedef != self.treedef:
-            raise ArgumentError(f"the {what} has structure {treedef}; it must be a pytree like the parameters, {self.treedef}")
+            raise ArgumentError(
+                f"the {what} has structure {treedef}; it must be a pytree like the parameters, {self.treedef}"
+            )
         for spec, leaf in zip(self.leaves, leaves, strict=True):
             if shapes and spec.terms is not None and tuple(leaf.shape) != spec.shape:
-                raise ArgumentError(f"the {what} has shape {tuple(leaf.shape)} at {spec.path or 'the only leaf'}; the parameter has {spec.shape}")
+                raise ArgumentError(
+                    f"the {what} has shape {tuple(leaf.shape)} at {spec.path or 'the only leaf'}; "
+                    f"the parameter has {spec.shape}"
+                )
         return leaves
 
 
@@ -224,5 +243,3 @@ def _present(value: Array | None) -> Array:
     if value is None:
         raise ArgumentError("this leaf has no gradient: its terms are zero for every example")
     return value
-
-

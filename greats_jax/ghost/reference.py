@@ -33,7 +33,7 @@ def cross(grads: PyTree, others: PyTree) -> Array:
         left, right = (x.reshape(x.shape[0], -1).astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (a, b))
         return jnp.matmul(left, right.T, precision="highest")
 
-    return sum(jax.tree.leaves(jax.tree.map(leaf, grads, others)))
+    return jax.tree.reduce(jnp.add, jax.tree.map(leaf, grads, others))
 
 
 def dot_by_jvp(loss_fn: Callable[..., Any], direction: PyTree, *args: PyTree) -> Array:

@@ -77,7 +77,9 @@ class Term:
 
     def substitute(self, table: Substitution) -> Term:
         """Relabel by a substitution found by `unify`."""
-        operands = tuple(replace(op, axes=table.axes(op.axes), one_hot=table.single(op.one_hot)) for op in self.operands)
+        operands = tuple(
+            replace(op, axes=table.axes(op.axes), one_hot=table.single(op.one_hot)) for op in self.operands
+        )
         return replace(self, operands=operands, out=table.axes(self.out))
 
 
@@ -93,7 +95,9 @@ class Substitution:
 
     def axis(self, axis: Axis) -> Axis:
         """An axis in terms of the current atoms."""
-        return tuple(leaf for atom in axis for leaf in (self.axis(self._table[atom]) if atom in self._table else (atom,)))
+        return tuple(
+            leaf for atom in axis for leaf in (self.axis(self._table[atom]) if atom in self._table else (atom,))
+        )
 
     def axes(self, axes: Axes) -> Axes:
         """Several axes in terms of the current atoms."""

@@ -22,7 +22,11 @@ PyTree = Any
 
 
 def value_and_per_example_grads(
-    loss_fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, instantiate_below: float = 0.5
+    loss_fn: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    instantiate_below: float = 0.5,
 ) -> Callable[..., Any]:
     """Transform a loss of one example into losses and factored gradients of a batch.
 
@@ -64,9 +68,13 @@ def _check_positions(numbers: tuple[int, ...], count: int) -> tuple[int, ...]:
     positions = tuple(i + count if i < 0 else i for i in numbers)
     for i in positions:
         if not 0 <= i < count:
-            raise ArgumentError(f"argnums names argument {i}, but the function was called with {count} positional arguments")
+            raise ArgumentError(
+                f"argnums names argument {i}, but the function was called with {count} positional arguments"
+            )
         if i == count - 1:
-            raise ArgumentError(f"argnums names argument {i}, the last one, which is the batch; name the arguments that hold parameters")
+            raise ArgumentError(
+                f"argnums names argument {i}, the last one, which is the batch; name the arguments that hold parameters"
+            )
     if len(set(positions)) != len(positions):
         raise ArgumentError(f"argnums names an argument twice: {numbers}")
     return positions
@@ -75,14 +83,21 @@ def _check_positions(numbers: tuple[int, ...], count: int) -> tuple[int, ...]:
 def _batch_size(batch: PyTree) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     if not leaves:
-        raise ArgumentError("the batch (last argument) has no arrays: pass a pytree of arrays with the examples on axis 0")
+        raise ArgumentError(
+            "the batch (last argument) has no arrays: pass a pytree of arrays with the examples on axis 0"
+        )
     sizes = {}
     for path, leaf in leaves:
         if jnp.ndim(leaf) == 0:
-            raise ArgumentError(f"batch leaf {jax.tree_util.keystr(path) or '<root>'} is a scalar: every leaf needs the examples on axis 0")
+            raise ArgumentError(
+                f"batch leaf {jax.tree_util.keystr(path) or '<root>'} is a scalar: "
+                "every leaf needs the examples on axis 0"
+            )
         sizes.setdefault(jnp.shape(leaf)[0], jax.tree_util.keystr(path) or "<root>")
     if len(sizes) > 1:
-        raise ArgumentError(f"batch leaves disagree on axis 0 (the examples): {', '.join(f'{p} has {s}' for s, p in sizes.items())}")
+        raise ArgumentError(
+            f"batch leaves disagree on axis 0 (the examples): {', '.join(f'{p} has {s}' for s, p in sizes.items())}"
+        )
     n = next(iter(sizes))
     if n == 0:
         raise ArgumentError("the batch is empty: axis 0 has size 0")
@@ -107,7 +122,9 @@ class _Trace:
         def loss_of_one(varied: list, fixed: list, others: list, example: PyTree) -> Any:
             left, right = iter(varied), iter(fixed)
             rebuilt = treedef.unflatten([next(left) if yes else next(right) for yes in is_float])
-            trees = dict(zip(positions, (rebuilt,) if len(positions) == 1 and rebuilt_is_single else rebuilt, strict=True))
+            trees = dict(
+                zip(positions, (rebuilt,) if len(positions) == 1 and rebuilt_is_single else rebuilt, strict=True)
+            )
             rest = iter(others)
             return self.loss_fn(*(trees[i] if i in trees else next(rest) for i in range(len(args) - 1)), example)
 
@@ -124,7 +141,9 @@ class _Trace:
         leaves = []
         for (path, leaf), yes in zip(flat, is_float, strict=True):
             name, dims, dtype = jax.tree_util.keystr(path), tuple(jnp.shape(leaf)), jnp.result_type(leaf).name
-            leaves.append(_leaf(walker, pool, next(births), name, dims, dtype, n) if yes else constant_leaf(name, dims, dtype))
+            leaves.append(
+                _leaf(walker, pool, next(births), name, dims, dtype, n) if yes else constant_leaf(name, dims, dtype)
+            )
 
         values = [value for value, _, _ in pool.entries]
         results = execute(prune(program.jaxpr, [*value_outputs, *values]), program.consts, jax.tree.leaves(inputs))
@@ -133,7 +152,9 @@ class _Trace:
         return value, PerExampleGrads(operands, tuple(leaves), treedef, n)
 
 
-def _leaf(walker: Walker, pool: OperandPool, born: Any, path: str, shape: tuple[int, ...], dtype: str, n: int) -> LeafSpec:
+def _leaf(
+    walker: Walker, pool: OperandPool, born: Any, path: str, shape: tuple[int, ...], dtype: str, n: int
+) -> LeafSpec:
     """Factor one gradient output, or take it whole when its axes cannot be matched to the parameter."""
     stacked = walker.is_stacked(born)
     try:
@@ -141,8 +162,13 @@ def _leaf(walker: Walker, pool: OperandPool, born: Any, path: str, shape: tuple[
         return describe_leaf(path, shape, dtype, terms, n, pool, _kind(walker, terms, shape), stacked)
     except MismatchError:
         if isinstance(born, jex.Literal):
-            raise ArgumentError(f"the gradient of {path} is the constant {born.val} for every example: the loss does not depend on the data") from None
-        return describe_leaf(path, shape, dtype, [whole(born, born.aval.shape)], n, pool, "materialized (axes not matched)", stacked)
+            raise ArgumentError(
+                f"the gradient of {path} is the constant {born.val} for every example: "
+                "the loss does not depend on the data"
+            ) from None
+        return describe_leaf(
+            path, shape, dtype, [whole(born, born.aval.shape)], n, pool, "materialized (axes not matched)", stacked
+        )
 
 
 def _kind(walker: Walker, terms: list, shape: tuple[int, ...]) -> str:
@@ -161,5 +187,3 @@ def _cut(array: Array, shape: tuple[int, ...], classes: int) -> Array:
     if not classes:
         return array
     return jnp.where((array >= 0) & (array < classes), array, -1).astype(jnp.int32)
-
-

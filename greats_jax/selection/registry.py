@@ -56,7 +56,9 @@ def register(name: str, needs: Iterable[str], init: Callable[[], Any] | None = N
     """
     wanted = frozenset(needs)
     if unknown := wanted - _COMPUTED:
-        raise ArgumentError(f"rule {name!r} needs unknown signals {sorted(unknown)}; the signals are {', '.join(sorted(_COMPUTED))}")
+        raise ArgumentError(
+            f"rule {name!r} needs unknown signals {sorted(unknown)}; the signals are {', '.join(sorted(_COMPUTED))}"
+        )
 
     def add(select: SelectFn) -> Rule:
         rule = Rule(name, wanted, select, init)

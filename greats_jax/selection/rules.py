@@ -1,4 +1,7 @@
-"""The published rules: each a pure function of signals. Notation: g_i gradient of candidate i, v mean validation gradient."""
+"""The published rules: each a pure function of signals.
+
+Notation: g_i is the gradient of candidate i, v the mean validation gradient.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def regular(signals: Signals, k: int, *, learning_rate: Any = None, key: Array |
 
 @register("random_k", needs=())
 def random_k(signals: Signals, k: int, *, learning_rate: Any = None, key: Array | None = None) -> Selection:
-    """k candidates drawn uniformly without replacement, by `key`.
+    """Draw k candidates uniformly without replacement, by `key`.
 
     Cost: none. The control for every rule that keeps k of n.
     """

@@ -66,10 +66,20 @@ def candidate_count(signals: Signals) -> int:
     Raises:
         ArgumentError: no signal has a candidate axis.
     """
-    for value in (signals.losses, signals.alignment, signals.gram, signals.squared_norms, signals.valid, signals.sources, signals.reference_losses):
+    for value in (
+        signals.losses,
+        signals.alignment,
+        signals.gram,
+        signals.squared_norms,
+        signals.valid,
+        signals.sources,
+        signals.reference_losses,
+    ):
         if value is not None:
             return value.shape[0]
-    raise ArgumentError("the signals are all empty: pass at least one field with the candidates on axis 0, e.g. losses or valid")
+    raise ArgumentError(
+        "the signals are all empty: pass at least one field with the candidates on axis 0, e.g. losses or valid"
+    )
 
 
 def eligible(signals: Signals, scores: Array) -> Array:

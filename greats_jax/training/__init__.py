@@ -1,7 +1,7 @@
 """Training with online selection: the compiled step, its state, and the trainer built on them.
 
-The step needs only JAX and optax. `Trainer`, `TrainConfig` and `RunResult` are imported on first use, because they bring
-the readers of data and models with them, which takes seconds.
+The step needs only JAX and optax. `Trainer`, `TrainConfig`, `load_config` and `RunResult` are imported on first use,
+because they bring the readers of data and models with them, which takes seconds.
 """
 
 import importlib
@@ -21,10 +21,11 @@ from greats_jax.training.step import StepMetrics, make_selective_step
 
 if TYPE_CHECKING:
     from greats_jax.training.config import TrainConfig
+    from greats_jax.training.config_loading import load_config
     from greats_jax.training.result import RunResult
     from greats_jax.training.trainer import Trainer
 
-_LATER = {"TrainConfig": "config", "RunResult": "result", "Trainer": "trainer"}
+_LATER = {"TrainConfig": "config", "load_config": "config_loading", "RunResult": "result", "Trainer": "trainer"}
 
 __all__ = [
     "LanguageExample",
@@ -37,6 +38,7 @@ __all__ = [
     "label_count",
     "language_model_loss",
     "language_rows",
+    "load_config",
     "make_evaluator",
     "make_selective_step",
     "masked_mean_nll",

@@ -1,7 +1,7 @@
 """From rows to signals: what a rule needs and nothing more, by a forward pass or by factored gradients.
 
-A scorer returns, beside the signals, how to get the update of the kept rows: from factors that already exist (one pass),
-or by a plain gradient of the kept rows when no candidate gradient was computed.
+A scorer returns, beside the signals, how to get the update of the kept rows: from factors that already exist (one
+pass), or by a plain gradient of the kept rows when no candidate gradient was computed.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def _forward_scorer(loss_fn: Callable[..., Any], has_aux: bool, with_losses: boo
     return score
 
 
-def _factor_scorer(loss_fn: Callable[..., Any], needs: frozenset[str], has_aux: bool, is_valid: Callable | None) -> Scorer:
+def _factor_scorer(
+    loss_fn: Callable[..., Any], needs: frozenset[str], has_aux: bool, is_valid: Callable | None
+) -> Scorer:
     transform = value_and_per_example_grads(loss_fn, has_aux=has_aux)
 
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
@@ -108,7 +110,9 @@ def _factor_scorer(loss_fn: Callable[..., Any], needs: frozenset[str], has_aux: 
     return score
 
 
-def _merged_scorer(loss_fn: Callable[..., Any], needs: frozenset[str], has_aux: bool, is_valid: Callable | None) -> Scorer:
+def _merged_scorer(
+    loss_fn: Callable[..., Any], needs: frozenset[str], has_aux: bool, is_valid: Callable | None
+) -> Scorer:
     transform = value_and_per_example_grads(loss_fn, has_aux=has_aux)
 
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
@@ -120,7 +124,9 @@ def _merged_scorer(loss_fn: Callable[..., Any], needs: frozenset[str], has_aux: 
         alignment = ours.align(theirs, usable / jnp.maximum(usable.sum(), 1))
         signals = _signals(needs, losses[:n], ours, alignment, is_valid, candidates)
         aux = jax.tree.map(lambda x: x[:n], aux)
-        return Scored(signals, _from_factors(losses[:n], ours), state.direction, *_validation(losses[n:], usable), aux=aux)
+        return Scored(
+            signals, _from_factors(losses[:n], ours), state.direction, *_validation(losses[n:], usable), aux=aux
+        )
 
     return score
 
@@ -132,7 +138,10 @@ def _cached_scorer(
 
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
         if state.direction is None:
-            raise ArgumentError("validation='cached' keeps a direction in the state: create it with TrainState.create(..., reserve_direction=True)")
+            raise ArgumentError(
+                "validation='cached' keeps a direction in the state: "
+                "create it with TrainState.create(..., reserve_direction=True)"
+            )
 
         def refresh() -> tuple[PyTree, tuple[Array, Array, Array, Array]]:
             losses, grads = transform(state.params, frozen, validation)
@@ -150,13 +159,20 @@ def _cached_scorer(
         losses, aux = losses if has_aux else (losses, None)
         alignment = grads.dot(with_floating(state.params, direction))
         signals = _signals(needs, losses, grads, alignment, is_valid, candidates)
-        return Scored(signals, _from_factors(losses, grads), direction, loss, jnp.isfinite(alignment).any(), used, rejected, aux)
+        return Scored(
+            signals, _from_factors(losses, grads), direction, loss, jnp.isfinite(alignment).any(), used, rejected, aux
+        )
 
     return score
 
 
 def _signals(
-    needs: frozenset[str], losses: Array, grads: PerExampleGrads, alignment: Array | None, is_valid: Callable | None, candidates: PyTree
+    needs: frozenset[str],
+    losses: Array,
+    grads: PerExampleGrads,
+    alignment: Array | None,
+    is_valid: Callable | None,
+    candidates: PyTree,
 ) -> Signals:
     return Signals(
         losses=losses,
@@ -179,12 +195,15 @@ def _merge(candidates: PyTree, validation: PyTree) -> tuple[PyTree, int]:
     """Candidates first, validation rows after them, in one batch."""
     a, b = (jax.tree_util.tree_flatten_with_path(t) for t in (candidates, validation))
     if a[1] != b[1]:
-        raise ArgumentError(f"candidates and validation have different structures: {a[1]} and {b[1]}; merged scoring needs the same")
+        raise ArgumentError(
+            f"candidates and validation have different structures: {a[1]} and {b[1]}; merged scoring needs the same"
+        )
     for (path, x), (_, y) in zip(a[0], b[0], strict=True):
         if x.shape[1:] != y.shape[1:] or x.dtype != y.dtype:
             raise ArgumentError(
-                f"candidates and validation differ at {jax.tree_util.keystr(path) or '<root>'}: {x.dtype}{list(x.shape)} and "
-                f"{y.dtype}{list(y.shape)}; merged scoring needs equal shapes after axis 0: pad them alike, or use validation='cached'"
+                f"candidates and validation differ at {jax.tree_util.keystr(path) or '<root>'}: "
+                f"{x.dtype}{list(x.shape)} and {y.dtype}{list(y.shape)}; "
+                "merged scoring needs equal shapes after axis 0: pad them alike, or use validation='cached'"
             )
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), candidates, validation), len(a[0][0][1])
 

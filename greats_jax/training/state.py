@@ -32,7 +32,9 @@ class TrainState(NamedTuple):
     memory: Any = None
 
     @classmethod
-    def create(cls, params: PyTree, optimizer: optax.GradientTransformation, seed: int = 0, *, reserve_direction: bool = True) -> TrainState:
+    def create(
+        cls, params: PyTree, optimizer: optax.GradientTransformation, seed: int = 0, *, reserve_direction: bool = True
+    ) -> TrainState:
         """Start from parameters, which are copied (the step donates its state).
 
         Args:

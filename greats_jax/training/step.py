@@ -97,10 +97,14 @@ def make_selective_step(
     update = functools.partial(_update, optimizer)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> tuple[TrainState, StepMetrics]:
+    def step(
+        state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree
+    ) -> tuple[TrainState, StepMetrics]:
         n = len(jax.tree.leaves(candidates)[0])
         if keep > n:
-            raise ArgumentError(f"keep={keep} but there are only {n} candidates: keep at most {n}, or pass a larger batch")
+            raise ArgumentError(
+                f"keep={keep} but there are only {n} candidates: keep at most {n}, or pass a larger batch"
+            )
         key = jax.random.fold_in(state.key, state.step)
         rate = _rate(learning_rate, optimizer, state)
         scored = scorer(state, frozen, candidates, validation)
@@ -125,13 +129,17 @@ def _check(keep: int, validation: str, refresh_every: int) -> None:
     if keep < 1:
         raise ArgumentError(f"keep={keep}: at least one candidate must be kept")
     if validation not in ("merged", "cached"):
-        raise ArgumentError(f"validation={validation!r}: choose 'merged' (exact every step) or 'cached' (refreshed every R steps)")
+        raise ArgumentError(
+            f"validation={validation!r}: choose 'merged' (exact every step) or 'cached' (refreshed every R steps)"
+        )
     if refresh_every < 1:
         raise ArgumentError(f"refresh_every={refresh_every}: the cached direction is refreshed every R >= 1 steps")
 
 
-def _rate(given: float | optax.Schedule | None, optimizer: optax.GradientTransformation, state: TrainState) -> Array | None:
-    """eta of this step; for injected hyperparameters, the value that this step's update is going to apply."""
+def _rate(
+    given: float | optax.Schedule | None, optimizer: optax.GradientTransformation, state: TrainState
+) -> Array | None:
+    """Eta of this step; for injected hyperparameters, the value that this step's update is going to apply."""
     if given is not None:
         return jnp.asarray(given(state.step) if callable(given) else given, jnp.float32)
     if learning_rate_in(state.opt_state) is None:
@@ -146,8 +154,8 @@ def _rate(given: float | optax.Schedule | None, optimizer: optax.GradientTransfo
 def _select(rule: Rule, keep: int, signals: Signals, rate: Array | None, key: Array) -> Selection:
     if rate is None and _uses_rate(rule, keep, signals, key):
         raise ArgumentError(
-            f"the rule {rule.name!r} needs the learning rate: pass learning_rate= to make_selective_step, or build the optimizer "
-            "with optax.inject_hyperparams"
+            f"the rule {rule.name!r} needs the learning rate: pass learning_rate= to make_selective_step, "
+            "or build the optimizer with optax.inject_hyperparams"
         )
     return rule(signals, keep, learning_rate=jnp.zeros(()) if rate is None else rate, key=key)
 
@@ -162,7 +170,9 @@ def _uses_rate(rule: Rule, keep: int, signals: Signals, key: Array) -> bool:
     return any(v is jaxpr.invars[0] for eqn in jaxpr.eqns for v in eqn.invars)
 
 
-def _update(optimizer: optax.GradientTransformation, state: TrainState, grads: PyTree, usable: Array) -> tuple[PyTree, PyTree]:
+def _update(
+    optimizer: optax.GradientTransformation, state: TrainState, grads: PyTree, usable: Array
+) -> tuple[PyTree, PyTree]:
     trained = floating(state.params)
     # A gradient that is not finite must not reach the moments, whose update is discarded below but still computed.
     safe = jax.tree.map(lambda g: jnp.where(usable, g, 0), floating(grads))

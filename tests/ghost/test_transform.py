@@ -14,7 +14,8 @@ def test_auxiliary_outputs_come_back_batched():
     loss, params, batch = mlp()
     transform = value_and_per_example_grads(lambda p, z: (loss(p, z), {"twice": 2 * loss(p, z)}), has_aux=True)
     (losses, aux), grads = transform(params, batch)
-    assert losses.shape == (4,) and len(grads) == 4
+    assert losses.shape == (4,)
+    assert len(grads) == 4
     np.testing.assert_allclose(aux["twice"], 2 * losses, rtol=1e-6)
 
 
@@ -28,7 +29,8 @@ def test_several_arguments_can_be_parameters_and_frozen_ones_are_not():
     _, grads = value_and_per_example_grads(split_loss, argnums=(0, 2))(*parts, batch)
     total = grads.weighted_sum(jnp.ones(4))
     expected = jax.grad(lambda p: jax.vmap(loss, (None, 0))(p, batch).sum())(params)
-    assert isinstance(total, tuple) and set(grads.by_leaf()) == {"[0]['first']", "[1]['second']"}
+    assert isinstance(total, tuple)
+    assert set(grads.by_leaf()) == {"[0]['first']", "[1]['second']"}
     np.testing.assert_allclose(total[0]["first"], expected["first"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(total[1]["second"], expected["second"], rtol=1e-4, atol=1e-6)
 
@@ -42,7 +44,8 @@ def test_integer_and_boolean_parameters_are_constants():
     np.testing.assert_allclose(grads.dot(extended), plain.dot(params), rtol=1e-6)
     total = grads.weighted_sum(jnp.ones(4))
     np.testing.assert_array_equal(total["count"], np.zeros(3))
-    assert total["count"].dtype == jnp.int32 and total["flag"].dtype == bool
+    assert total["count"].dtype == jnp.int32
+    assert total["flag"].dtype == bool
     assert grads.explain()["['count']"].kind == "constant"
 
 
@@ -51,7 +54,9 @@ def test_results_keep_the_dtype_of_their_parameter():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     _, grads = value_and_per_example_grads(loss)(half, batch)
     assert {x.dtype for x in jax.tree.leaves(grads.weighted_sum(jnp.ones(4)))} == {jnp.dtype("bfloat16")}
-    assert {x.dtype for x in jax.tree.leaves(grads.weighted_sum(jnp.ones(4), dtype=jnp.float32))} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(grads.weighted_sum(jnp.ones(4), dtype=jnp.float32))} == {
+        jnp.dtype("float32")
+    }
     assert grads.gram().dtype == jnp.float32
 
 
@@ -92,14 +97,21 @@ def test_matrices_are_factored_through_scan_and_remat(network):
     loss, params, batch = network()
     _, grads = value_and_per_example_grads(loss, instantiate_below=0.0)(params, batch)
     kinds = {row.path: row.kind for row in grads.explain()}
-    matrices = [f"['layers']['{name}']" for name in ("q", "k", "v", "o", "up", "a", "b")] + ["['embed']", "['shared_down']"]
+    matrices = [f"['layers']['{name}']" for name in ("q", "k", "v", "o", "up", "a", "b")] + [
+        "['embed']",
+        "['shared_down']",
+    ]
     assert {kinds[path] for path in matrices} == {"factored"}, kinds
 
 
 def test_an_input_shared_by_several_weights_is_stored_once():
     loss, params, batch = decoder()
     _, grads = value_and_per_example_grads(loss, instantiate_below=0.0)(params, batch)
-    positions = [{i for i, _ in leaf.terms[0].operands} for leaf in grads.leaves if leaf.path in ("['layers']['q']", "['layers']['k']")]
+    positions = [
+        {i for i, _ in leaf.terms[0].operands}
+        for leaf in grads.leaves
+        if leaf.path in ("['layers']['q']", "['layers']['k']")
+    ]
     assert len(positions[0] & positions[1]) == 1
 
 
@@ -107,7 +119,8 @@ def test_the_tied_table_of_a_vocabulary_is_two_terms_and_is_never_expanded():
     loss, params, batch = decoder()
     _, grads = value_and_per_example_grads(loss)(params, batch)
     leaf = next(leaf for leaf in grads.leaves if leaf.path == "['embed']")
-    assert len(leaf.terms) == 2 and any(spec.one_hot is not None for _, spec in leaf.terms[1].operands + leaf.terms[0].operands)
+    assert len(leaf.terms) == 2
+    assert any(spec.one_hot is not None for _, spec in leaf.terms[1].operands + leaf.terms[0].operands)
 
 
 def test_what_is_not_recognised_is_materialised_alone_and_named():

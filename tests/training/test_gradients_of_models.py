@@ -1,4 +1,4 @@
-"""The ghost engine against vmap(grad), on every model family: full and LoRA, with and without remat, padding included."""
+"""The ghost engine against vmap(grad) on every model family: full and LoRA, with padding, and under remat."""
 
 import functools
 
@@ -62,9 +62,12 @@ def largest_relative_difference(a, b) -> float:
     return max(float(jnp.abs(x - y).max() / jnp.maximum(jnp.abs(y).max(), 1e-12)) for x, y in pairs)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+# Rematerialisation does not depend on what is inside a block, so the two architectures that differ most are enough.
+CASES = [(family, "none") for family in FAMILIES] + [("llama", "full"), ("gpt2", "full")]
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "remat"), CASES)
 def test_losses_gram_and_update_equal_materialised_gradients(family, lora, remat):
     graphdef, params, frozen = partition(model_of(family, lora, remat))
     # Adapters start with B = 0, which would make half of the gradients zero.

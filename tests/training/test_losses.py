@@ -14,20 +14,24 @@ def test_the_loss_is_the_mean_over_label_tokens():
     labels = np.array([True, False, True, True, False, True])
     shifted = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -np.mean([shifted[t - 1, ids[t]] for t in (2, 3, 5)])
-    np.testing.assert_allclose(masked_mean_nll(jnp.asarray(logits), jnp.asarray(ids), jnp.asarray(labels)), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        masked_mean_nll(jnp.asarray(logits), jnp.asarray(ids), jnp.asarray(labels)), expected, rtol=1e-5
+    )
 
 
 def test_an_example_without_labels_has_loss_zero_and_gradient_zero():
     logits, ids, labels = jnp.ones((4, 5)), jnp.zeros(4, jnp.int32), jnp.asarray([True, False, False, False])
     loss, grad = jax.value_and_grad(masked_mean_nll)(logits, ids, labels)
-    assert float(loss) == 0 and not np.any(grad), "the first token cannot be predicted, so it is no label"
+    assert float(loss) == 0, "the first token cannot be predicted, so it is no label"
+    assert not np.any(grad)
 
 
 def test_rows_carry_their_own_dropout_keys_and_validation_rows_see_none():
     batch = LanguageBatch(np.zeros((3, 4), np.int32), np.ones((3, 4), bool), np.eye(3, 4, 1, bool))
     train, quiet = language_rows(batch, jax.random.key(1)), language_rows(batch)
     assert len({tuple(k) for k in np.asarray(train.dropout_key).tolist()}) == 3
-    assert not train.deterministic.any() and quiet.deterministic.all()
+    assert not train.deterministic.any()
+    assert quiet.deterministic.all()
     assert jax.tree.map(lambda x: x.dtype, train) == jax.tree.map(lambda x: x.dtype, quiet)
 
 

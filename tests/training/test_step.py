@@ -1,5 +1,7 @@
 """The selective step against a step written out with materialised gradients, and its behaviour at the edges."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +46,7 @@ def spoil(batch, row):
     return (batch[0].at[row].set(NAN), batch[1])
 
 
-def written_out(objective, keep=4, optimizer=None):
+def written_out(objective, keep=4, optimizer=None) -> tuple[Any, Any, Any]:
     """One step with gradients of the whole batch laid out, as a reader would write it."""
     optimizer = optimizer or optax.adamw(RATE)
     params = floats(PARAMS)
@@ -69,7 +71,8 @@ def test_a_step_selects_and_updates_as_written_out(objective, validation):
     for name, expected in params.items():
         np.testing.assert_allclose(state.params[name], expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(state.params["count"], PARAMS["count"])
-    assert int(state.step) == 1 and not metrics.skipped
+    assert int(state.step) == 1
+    assert not metrics.skipped
 
 
 def test_steps_never_need_the_host():
@@ -113,8 +116,10 @@ def test_a_candidate_that_is_not_finite_is_never_picked_and_is_counted(objective
     step, state = step_and_state(objective, keep=8)
     state, metrics = step(state, FROZEN, spoil(CANDIDATES, 2), VALIDATION)
     assert 2 not in np.asarray(metrics.selected)[np.asarray(metrics.weights) > 0]
-    assert int(metrics.n_rejected) == 1 and float(metrics.weights.sum()) == 7
-    assert not metrics.skipped and np.isfinite(state.params["first"]).all()
+    assert int(metrics.n_rejected) == 1
+    assert float(metrics.weights.sum()) == 7
+    assert not metrics.skipped
+    assert np.isfinite(state.params["first"]).all()
 
 
 @pytest.mark.parametrize("validation", ["merged", "cached"])
@@ -122,7 +127,8 @@ def test_validation_rows_that_are_not_finite_are_dropped(validation):
     step, state = step_and_state(validation=validation)
     state, metrics = step(state, FROZEN, CANDIDATES, spoil(VALIDATION, 1))
     assert (int(metrics.n_validation), int(metrics.n_validation_rejected)) == (2, 1)
-    assert np.isfinite(metrics.scores).all() and not metrics.skipped
+    assert np.isfinite(metrics.scores).all()
+    assert not metrics.skipped
 
 
 @pytest.mark.parametrize("validation", ["merged", "cached"])
@@ -147,16 +153,25 @@ def test_rows_without_labels_are_never_picked():
 def test_when_no_candidate_is_valid_nothing_changes():
     step, state = step_and_state(is_valid=lambda z: False)
     state, metrics = step(state, FROZEN, CANDIDATES, VALIDATION)
-    assert metrics.skipped and int(metrics.n_valid) == 0
+    assert metrics.skipped
+    assert int(metrics.n_valid) == 0
     np.testing.assert_array_equal(state.params["second"], PARAMS["second"])
     assert int(state.step) == 1
 
 
 def test_row_weights_share_the_update():
     plain, _ = step_and_state("regular", optax.sgd(1.0), keep=2)
-    heavy, _ = step_and_state("regular", optax.sgd(1.0), keep=2, row_weight=lambda z: jnp.where(z[0][0, 0] == CANDIDATES[0][0, 0, 0], 1.0, 0.0))
+    heavy, _ = step_and_state(
+        "regular",
+        optax.sgd(1.0),
+        keep=2,
+        row_weight=lambda z: jnp.where(z[0][0, 0] == CANDIDATES[0][0, 0, 0], 1.0, 0.0),
+    )
     single, _ = step_and_state("regular", optax.sgd(1.0), keep=1)
-    results = [f(TrainState.create(PARAMS, optax.sgd(1.0)), FROZEN, CANDIDATES, VALIDATION)[0].params["first"] for f in (plain, heavy, single)]
+    results = [
+        f(TrainState.create(PARAMS, optax.sgd(1.0)), FROZEN, CANDIDATES, VALIDATION)[0].params["first"]
+        for f in (plain, heavy, single)
+    ]
     np.testing.assert_allclose(results[1], results[2], rtol=1e-5)
     assert not np.allclose(results[0], results[2])
 
@@ -171,7 +186,9 @@ def test_eta_is_read_from_injected_hyperparameters_as_the_update_applies_it():
 
 
 def test_auxiliary_outputs_are_those_of_the_candidates():
-    step = make_selective_step(lambda p, f, z: (loss_fn(p, f, z), z[1].sum()), optax.sgd(RATE), keep=2, learning_rate=RATE, has_aux=True)
+    step = make_selective_step(
+        lambda p, f, z: (loss_fn(p, f, z), z[1].sum()), optax.sgd(RATE), keep=2, learning_rate=RATE, has_aux=True
+    )
     _, metrics = step(TrainState.create(PARAMS, optax.sgd(RATE)), FROZEN, CANDIDATES, VALIDATION)
     np.testing.assert_allclose(metrics.aux, CANDIDATES[1].sum((1, 2)), rtol=1e-5)
 
@@ -194,7 +211,7 @@ def test_mistakes_are_named():
     with pytest.raises(ArgumentError, match="only 8 candidates"):
         step(state, FROZEN, CANDIDATES, VALIDATION)
     step, state = step_and_state()
-    with pytest.raises(ArgumentError, match="float32\\[8, 5, 4\\].*float32\\[3, 4, 4\\]"):
+    with pytest.raises(ArgumentError, match=r"float32\[8, 5, 4\].*float32\[3, 4, 4\]"):
         step(state, FROZEN, CANDIDATES, (VALIDATION[0][:, :4], VALIDATION[1]))
     step, state = step_and_state(learning_rate=None)
     with pytest.raises(ArgumentError, match="needs the learning rate"):
