@@ -323,6 +323,6 @@ def test_the_bar_of_a_terminal(finished_run):
     shown = terminal.getvalue()
     assert "\r" in shown
     assert "3/3" in shown
-    for part in ("loss=", "ppl=", "tok/s="):
+    for part in ("loss ", "ppl ", " tok/s", " left"):
         assert part in shown
     assert "step 3/3  loss" not in shown

@@ -1,12 +1,15 @@
 """What a user sees of a run: a live bar in a terminal, plain lines elsewhere, and a table at the end."""
 
 import math
+import shutil
 import sys
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from greats_jax.training.events import Evaluated, Event, Noticed, Started, Stepped
+
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
 
 _PLAIN_LINES = 40  # a run prints about this many, however long it is
 
@@ -64,15 +67,19 @@ class Console:
             for reason, count in reasons.items():
                 self._say(f"{source}: {count:,} records left out: {_REASONS.get(reason, reason)}")
         if self._live:
-            self._bar = tqdm(total=event.steps, file=self._stream, unit="step", dynamic_ncols=True, desc="train")
+            # Asked here and not by tqdm, which draws nothing on a terminal that reports a size of 0, as in some containers.
+            size = shutil.get_terminal_size()
+            self._bar = tqdm(
+                total=event.steps, file=self._stream, bar_format=_BAR, ncols=size.columns, nrows=size.lines
+            )
 
     def _step(self, step: int, metrics: dict[str, float]) -> None:
         loss, rate = metrics["loss"], metrics["tokens_per_second"]
         if not metrics["compiled"]:
             self._seconds.append(metrics["seconds"])
         if self._bar is not None:
-            shown = {"loss": f"{loss:.3f}", "ppl": _number(self._perplexity), "tok/s": f"{rate:.0f}"}
-            self._bar.set_postfix(shown, refresh=False)
+            shown = f"loss {loss:.3f}, ppl {_number(self._perplexity)}, {rate:.0f} tok/s, {self._left(step)}"
+            self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(step - self._bar.n)
         elif step == 1 or step == self._steps or step % max(1, self._steps // _PLAIN_LINES) == 0:
             self._say(
@@ -109,8 +116,11 @@ def closing_table(summary: dict[str, Any]) -> str:
             rows.append((name, f"{share['candidate_share']:.1%}", f"{share['chosen_share']:.1%}", f"{ratio:.2f}"))
         parts.append(_table(rows))
     if throughput := summary["throughput"]:
+        spent = throughput.get("seconds_selecting", 0.0)
+        selecting = f" ({spent:.2f} s of it selecting)" if spent else ""
         parts.append(
-            f"{throughput['seconds']:.2f} s per update, {throughput['tokens_per_second']:.0f} candidate tokens/s, "
+            f"{throughput['seconds']:.2f} s per update{selecting}, "
+            f"{throughput['tokens_per_second']:.0f} candidate tokens/s, "
             f"{throughput['examples_per_second']:.1f} candidates/s; {duration(summary['seconds'])} in all updates"
         )
     return "\n\n".join(parts)

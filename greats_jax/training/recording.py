@@ -21,7 +21,7 @@ from greats_jax.training.step import StepMetrics
 class _Pending(NamedTuple):
     candidates: Candidates
     metrics: StepMetrics
-    compiled: bool
+    selecting: float
 
 
 class Recorder:
@@ -38,7 +38,7 @@ class Recorder:
         self._sources = sources
         self._accumulate = accumulate
         self._pending: _Pending | None = None
-        self._read: list[tuple[Candidates, StepMetrics, bool]] = []
+        self._read: list[_Pending] = []
         self._updates = 0
         self._candidate_tokens = 0
         self._trained_tokens = 0
@@ -48,9 +48,15 @@ class Recorder:
         """The next update starts now."""
         self._clock = time.perf_counter()
 
-    def push(self, candidates: Candidates, metrics: StepMetrics, compiled: bool) -> None:
-        """Take in the step just dispatched, and read the one before it."""
-        previous, self._pending = self._pending, _Pending(candidates, metrics, compiled)
+    def push(self, candidates: Candidates, metrics: StepMetrics, selecting: float) -> None:
+        """Take in the step just dispatched, and read the one before it.
+
+        Args:
+            candidates: What the step chose from.
+            metrics: What it reports, still on the device.
+            selecting: Share of the step's work that went into selecting; NaN for a step that had to be compiled first.
+        """
+        previous, self._pending = self._pending, _Pending(candidates, metrics, selecting)
         if previous is not None:
             self._take(previous)
 
@@ -62,7 +68,7 @@ class Recorder:
 
     def _take(self, pending: _Pending) -> None:
         metrics = _read(pending.metrics)
-        self._read.append((pending.candidates, metrics, pending.compiled))
+        self._read.append(pending._replace(metrics=metrics))
         self._emit(self._selected(pending.candidates, metrics))
         if len(self._read) == self._accumulate:
             self._emit(self._stepped())
@@ -94,6 +100,8 @@ class Recorder:
             self._trained_tokens += int(lengths[metrics.selected[metrics.weights > 0]].sum())
         self._candidate_tokens += tokens
         every = [metrics for _, metrics, _ in self._read]
+        # The batches of an update are of similar length: each counts the same.
+        selecting = sum(share for _, _, share in self._read) / len(self._read)
         return Stepped(
             self._updates,
             {
@@ -103,6 +111,7 @@ class Recorder:
                 "learning_rate": float(every[-1].learning_rate),
                 "grad_norm": _mean([metrics.grad_norm for metrics in every]),
                 "seconds": seconds,
+                "seconds_selecting": selecting * seconds,
                 "tokens_per_second": tokens / seconds,
                 "examples_per_second": examples / seconds,
                 "padding_share": 1 - tokens / size,
@@ -111,7 +120,7 @@ class Recorder:
                 "rejected_candidates": sum(int(metrics.n_rejected) for metrics in every),
                 "rejected_validation": sum(int(metrics.n_validation_rejected) for metrics in every),
                 "skipped": sum(bool(metrics.skipped) for metrics in every),
-                "compiled": any(compiled for _, _, compiled in self._read),
+                "compiled": math.isnan(selecting),
             },
         )
 

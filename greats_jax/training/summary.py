@@ -64,5 +64,6 @@ def source_shares(selections: Sequence[Record]) -> dict[str, Record]:
 
 def _throughput(steps: Sequence[Record]) -> Record:
     steady = [record for record in steps if not record["compiled"]] or list(steps)
-    names = ("seconds", "tokens_per_second", "examples_per_second")
-    return {name: statistics.median(record[name] for record in steady) for name in names if steady}
+    names = ("seconds", "seconds_selecting", "tokens_per_second", "examples_per_second")
+    values = {name: [record[name] for record in steady if record[name] is not None] for name in names}
+    return {name: statistics.median(numbers) for name, numbers in values.items() if numbers}

@@ -1,17 +1,20 @@
 """A whole run: load, evaluate, train with selection, evaluate, save."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from greats_jax.data import Candidates, CandidateSampler, LanguageBatch, collate
 from greats_jax.errors import RunError
 from greats_jax.models import combine, partition, save_adapter, save_pretrained
 from greats_jax.selection import get
 from greats_jax.training.config import TrainConfig, kept, resolve, total_steps
+from greats_jax.training.costs import selection_share
 from greats_jax.training.draws import prefetch, validation_rows
 from greats_jax.training.evaluation import EvaluationSet, evaluate_task, row_losses
 from greats_jax.training.events import Evaluated, Event, Noticed, Started, Tracker
@@ -100,17 +103,8 @@ class Trainer:
         optimizer = build_optimizer(config.optimizer, schedule, config.accumulate)
         has_dropout = config.lora is not None and config.lora.dropout > 0
         loss_fn = language_model_loss(run.graphdef, combine, dropout=has_dropout)
-        step = make_selective_step(
-            loss_fn,
-            optimizer,
-            objective=config.method,
-            keep=kept(config),
-            validation=config.validation.mode,
-            refresh_every=config.validation.refresh_every,
-            learning_rate=lambda batches: schedule(jnp.asarray(batches) // config.accumulate),
-            is_valid=has_labels,
-            row_weight=label_count if config.update_weighting == "tokens" else None,
-        )
+        step = _make_step(config, loss_fn, optimizer, schedule, config.method)
+        plain_step = _make_step(config, loss_fn, optimizer, schedule, "regular")
         losses_of = row_losses(loss_fn)
         pad_id = run.data.pool.pad_id
         validation = EvaluationSet(run.data.validation, config.evaluate_batch, pad_id)
@@ -124,7 +118,7 @@ class Trainer:
         evaluate(0, state.params)
         dropout_key = jax.random.key(config.seed)
         recorder = Recorder(emit, run.data.pool.sources, config.accumulate)
-        seen: set[int] = set()
+        selecting: dict[int, float] = {}  # by row length, the share of a step's FLOPs that selecting costs
         draw = _batch_maker(config, run.data)
         for number, (candidates, rows) in enumerate(prefetch(draw, steps * config.accumulate)):
             updates, micro_batch = divmod(number, config.accumulate)
@@ -132,18 +126,17 @@ class Trainer:
                 recorder.flush()
                 return state.params, True
             length = candidates.batch.input_ids.shape[1]
-            compiled = length not in seen
+            key = jax.random.fold_in(dropout_key, number) if has_dropout else None
+            batches = language_rows(candidates.batch, key), None if rows is None else language_rows(rows)
+            compiled = length not in selecting
             if compiled:
-                seen.add(length)
                 recorder.flush()
                 emit(Noticed(f"compiling the step for rows of {length} tokens"))
-            state, metrics = step(
-                state,
-                run.frozen,
-                language_rows(candidates.batch, jax.random.fold_in(dropout_key, number) if has_dropout else None),
-                None if rows is None else language_rows(rows),
-            )
-            recorder.push(candidates, metrics, compiled)
+                selecting[length] = selection_share(
+                    step, plain_step, state, run.frozen, *batches, refresh_every=config.validation.refresh_every
+                )
+            state, metrics = step(state, run.frozen, *batches)
+            recorder.push(candidates, metrics, math.nan if compiled else selecting[length])
             due = config.evaluate_every is not None and (updates + 1) % config.evaluate_every == 0
             if due and micro_batch + 1 == config.accumulate and updates + 1 < steps:
                 recorder.flush()
@@ -152,6 +145,27 @@ class Trainer:
         recorder.flush()
         evaluate(steps, state.params)
         return state.params, False
+
+
+def _make_step(
+    config: TrainConfig,
+    loss_fn: Callable[..., jax.Array],
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    method: str,
+) -> Callable[..., Any]:
+    """The compiled step of a configuration, with its rule or another one."""
+    return make_selective_step(
+        loss_fn,
+        optimizer,
+        objective=method,
+        keep=kept(config),
+        validation=config.validation.mode,
+        refresh_every=config.validation.refresh_every,
+        learning_rate=lambda batches: schedule(jnp.asarray(batches) // config.accumulate),
+        is_valid=has_labels,
+        row_weight=label_count if config.update_weighting == "tokens" else None,
+    )
 
 
 class _Loaded(NamedTuple):

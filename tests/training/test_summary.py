@@ -7,6 +7,7 @@ from greats_jax.training.summary import source_shares, summarize
 def step(number: int, loss: float | None, seconds: float = 1.0, compiled: bool = False) -> dict:
     return {
         "event": "step", "step": number, "loss": loss, "candidate_loss": 3.0, "seconds": seconds,
+        "seconds_selecting": None if compiled else seconds / 4,
         "tokens_per_second": 100 / seconds, "examples_per_second": 8 / seconds, "compiled": compiled,
     }  # fmt: skip
 
@@ -51,7 +52,9 @@ def test_summary_of_a_run():
     assert summary["after"]["test_perplexity"] == 8.0
     assert (summary["first_loss"], summary["last_loss"]) == (4.0, 2.0)
     # The median of the three updates that compiled nothing.
-    assert summary["throughput"] == {"seconds": 2.0, "tokens_per_second": 50.0, "examples_per_second": 4.0}
+    assert summary["throughput"] == {
+        "seconds": 2.0, "seconds_selecting": 0.5, "tokens_per_second": 50.0, "examples_per_second": 4.0,
+    }  # fmt: skip
     assert summary["seconds"] == 57.0
 
 

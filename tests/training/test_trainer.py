@@ -55,6 +55,10 @@ def test_metrics_of_a_run(finished_run: FinishedRun):
     for record in steps:
         tokens, seen = record["candidate_tokens"] - seen, record["candidate_tokens"]
         assert record["tokens_per_second"] == pytest.approx(tokens / record["seconds"])
+        if record["compiled"]:
+            assert record["seconds_selecting"] is None
+        else:
+            assert 0 < record["seconds_selecting"] < record["seconds"]
         assert record["trained_tokens"] < record["candidate_tokens"]
         assert 0 <= record["padding_share"] < 1
         assert record["learning_rate"] == pytest.approx(0.01)
@@ -139,6 +143,8 @@ def test_every_way_to_train_runs_and_moves_the_weights(config_file, overrides):
     result = fit(config_file, *overrides)
     assert result.summary["steps"] == len(result.selections) == 3
     kept = 6 if result.config.method == "regular" else 3
+    if result.config.method == "regular":
+        assert records(result, "step")[-1]["seconds_selecting"] == 0
     assert all(len(record["chosen"]) == kept for record in result.selections)
     assert all(np.isfinite(record["loss"]) for record in records(result, "step"))
     before = np.asarray(from_pretrained(result.config.model.source, result.config.model.dtype)(IDS))
