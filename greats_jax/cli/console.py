@@ -67,7 +67,7 @@ class Console:
             for reason, count in reasons.items():
                 self._say(f"{source}: {count:,} records left out: {_REASONS.get(reason, reason)}")
         if self._live:
-            # Asked here and not by tqdm, which draws nothing on a terminal that reports a size of 0, as in some containers.
+            # Asked here and not by tqdm, which draws nothing where a terminal reports a size of 0 (some containers do).
             size = shutil.get_terminal_size()
             self._bar = tqdm(
                 total=event.steps, file=self._stream, bar_format=_BAR, ncols=size.columns, nrows=size.lines
