@@ -17,10 +17,10 @@ def partition(model: Decoder) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, A
     """Splits a model into its static structure, its trainable parameters and the rest.
 
     Returns:
-      graphdef: hashable; static under jit.
-      params: nested dict of arrays: only the adapters if there are any, otherwise every weight.
-      frozen: nested dict of the other arrays; {} when everything trains. Pass it as an argument of a jitted step,
-        never by closure: closed-over arrays become constants of the compiled program.
+      `(graphdef, params, frozen)`. graphdef is hashable and static under jit; params is a nested dict of arrays, only
+      the adapters if there are any, otherwise every weight; frozen is a nested dict of the other arrays, {} when
+      everything trains. Pass frozen as an argument of a jitted step, never by closure: closed-over arrays become
+      constants of the compiled program.
     """
     if has_adapters(model):
         graphdef, params, frozen = nnx.split(model, LoraParam, ...)
