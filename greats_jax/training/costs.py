@@ -29,7 +29,7 @@ def matmul_flops(function: Callable[..., Any], *args: PyTree, branch_share: floa
 def selection_share(
     step: Callable[..., Any], plain_step: Callable[..., Any], *args: PyTree, refresh_every: int = 1
 ) -> float:
-    """The share of a selective step's FLOPs that a plain step on as many examples as are kept would not need, in [0, 1).
+    """The share of a selective step's FLOPs that a plain step on the kept examples would not need, in [0, 1).
 
     Args:
         step: the selective step.
@@ -59,11 +59,15 @@ def _count(jaxpr: jex.Jaxpr, branch_share: float) -> float:
 
 def _dot_flops(eqn: jex.JaxprEqn) -> float:
     (contract, _), _ = eqn.params["dimension_numbers"]
-    left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    left, out = (_shape(v) for v in (eqn.invars[0], eqn.outvars[0]))
     return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contract)
 
 
 def _convolution_flops(eqn: jex.JaxprEqn) -> float:
-    kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
+    kernel, out = (_shape(v) for v in (eqn.invars[1], eqn.outvars[0]))
     out_channels = eqn.params["dimension_numbers"].rhs_spec[0]
     return 2.0 * math.prod(out) * math.prod(kernel) / kernel[out_channels]
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
