@@ -110,8 +110,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _configuration_keys() -> str:
-    from greats_jax.cli.config_help import describe_config
     from greats_jax.cli.quiet import silence_libraries
 
     silence_libraries()
+    from greats_jax.cli.config_help import describe_config
+
     return describe_config()

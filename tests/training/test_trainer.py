@@ -226,7 +226,7 @@ def test_stories260k_on_real_instructions(shared, tmp_path):
     data = shared / "data"
     settings = {
         "model": str(data / "models" / "stories260k"),
-        "data": {"sources": [str(data / "train" / "self_instruct_human.jsonl.gz")], "max_length": 192, "buckets": 1},
+        "data": {"sources": [str(data / "train" / "self_instruct_human.jsonl.gz")], "max_length": 512, "buckets": 1},
         "task": {"name": "mmlu", "subject": "sociology", "path": str(data / "eval" / "mmlu"), "n_test": 8},
         "lora": None,
         "steps": 3,
