@@ -63,6 +63,13 @@ def test_version_and_help_import_nothing_heavy():
         assert out.strip().endswith("0 []")
 
 
+def test_libraries_are_silent_in_help():
+    command = [sys.executable, "-m", "greats_jax", "train", "--help"]
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert completed.stderr == ""
+    assert "lora.rank=INTEGER" in completed.stdout
+
+
 def test_train_help_explains_every_key(capsys):
     from greats_jax.cli.config_help import config_entries
     from greats_jax.training.config import TrainConfig
