@@ -113,7 +113,7 @@ class Walker:
 
     def is_stacked(self, atom: Any) -> bool:
         """Whether `atom` is a per-iteration output of a scan, seen through views: its layers lie along an axis."""
-        while atom in self._defined and not isinstance(atom, jex.Literal):
+        while not isinstance(atom, jex.Literal) and atom in self._defined:
             eqn, index = self._defined[atom]
             if is_scan(eqn):
                 return index >= scan_parts(eqn).num_carry
