@@ -166,7 +166,16 @@ def _contract_whole(tensors: Sequence[Tensor], out: Labels, sizes: Sizes) -> Arr
     dense = _resolve(tensors, dtype)
     specs = tuple(t.spec.labels for t in dense)
     path, _ = _path(specs, out, sizes)
-    return jnp.einsum(_equation(specs, out), *(t.array for t in dense), optimize=path, preferred_element_type=dtype)
+    arrays = [_runnable(t.array, dtype) for t in dense]
+    return jnp.einsum(_equation(specs, out), *arrays, optimize=path, preferred_element_type=dtype)
+
+
+def _runnable(array: Array, dtype: jnp.dtype) -> Array:
+    """The array, widened on a CPU: XLA cannot run some products there that multiply bfloat16 into float32.
+
+    Seen in jaxlib 0.10 and 0.12 (`dab,dc->cab`: "Unsupported element type for DotThunk").
+    """
+    return array.astype(dtype) if jax.default_backend() == "cpu" else array
 
 
 # ---- one-hot operands ------------------------------------------------------------------------------------------------

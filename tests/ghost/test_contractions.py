@@ -79,6 +79,18 @@ def test_results_do_not_depend_on_the_memory_limit(monkeypatch):
     close(after, before)
 
 
+def test_products_that_the_cpu_cannot_run_in_bfloat16_are_run():
+    x, y = (normal(0, 4, 3, 5).astype(jnp.bfloat16), normal(1, 4, 3).astype(jnp.bfloat16))
+
+    @jax.jit
+    def contract(x, y):
+        tensors = [einsum.Tensor(x, einsum.Spec((0, 1, 2))), einsum.Tensor(y, einsum.Spec((0, 3)))]
+        return einsum.contract(tensors, (3, 1, 2))
+
+    expected = np.einsum("dab,dc->cab", *(np.asarray(z, np.float32) for z in (x, y)))
+    np.testing.assert_allclose(contract(x, y), expected, rtol=1e-6)
+
+
 def test_gradients_of_other_rows_may_have_another_length():
     loss, params, _ = mlp()
     short, long = (mlp(n=3, t=2)[2], mlp(n=2, t=6)[2])
