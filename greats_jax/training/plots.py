@@ -58,7 +58,10 @@ def _draw_perplexity(axes: Any, evaluations: Sequence[Record]) -> None:
     for split in ("validation", "test"):
         values = [_or_gap(record.get(f"{split}_perplexity")) for record in evaluations]
         axes.plot(numbers, values, marker="o", label=split)
-    axes.set(xlabel="update", ylabel="perplexity", title="Target task")
+    # Perplexity is an exponential: on a linear axis the first drop hides everything after it.
+    axes.set(xlabel="update", ylabel="perplexity (log scale)", title="Target task", yscale="log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
     axes.legend()
 
 
