@@ -1,0 +1,96 @@
+"""Property: on any network, every contraction is that of vmap(grad). The networks are drawn by Hypothesis."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_networks import Network, build, loss_of, networks
+
+from greats_jax.ghost import PerExampleGrads, reference, value_and_per_example_grads
+
+# In bfloat16 both sides see the same network: networks this small are up to 0.3 away from themselves in float32.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+def floats(params: dict) -> dict:
+    return {name: x for name, x in params.items() if name != "count"}
+
+
+def contractions(losses, grads: PerExampleGrads, other: PerExampleGrads, direction, weights) -> dict:
+    return {
+        "losses": losses,
+        "gram": grads.gram(),
+        "squared_norms": grads.squared_norms(),
+        "cross": grads.cross(other[: len(other) // 2 + 1]),
+        "dot": grads.dot(direction),
+        "weighted_sum": floats(grads.weighted_sum(weights)),
+    }
+
+
+def laid_out(loss, params, frozen, batch, noise, weights) -> tuple[dict, dict, dict]:
+    """A direction, the same contractions by gradients laid out, and the size of the numbers in each.
+
+    JAX differentiates only floating leaves.
+    """
+    constants = {name: x for name, x in params.items() if name == "count"}
+
+    def of_floats(trained, frozen, example):
+        return loss({**trained, **constants}, frozen, example)
+
+    grads = reference.per_example_grads(of_floats, floats(params), frozen, batch)
+    gram = reference.gram(grads)
+    # The first gradient and some noise: against noise alone products cancel, and little of them is left to compare.
+    direction = jax.tree.map(lambda g, v: g[0] + 0.5 * jnp.sqrt(gram[0, 0]) * v, grads, floats(noise))
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
+    terms = jax.tree.map(lambda g: jnp.einsum("n,n...->n...", weights, g), grads)
+    expected = {
+        "losses": jax.vmap(loss, (None, None, 0))(params, frozen, batch),
+        "gram": gram,
+        "squared_norms": jnp.diagonal(gram),
+        "cross": gram[:, : len(gram) // 2 + 1],
+        "dot": sum(jnp.einsum("n...,...->n", g, v) for g, v in pairs),
+        "weighted_sum": jax.tree.map(lambda g: g.sum(0), terms),
+    }
+    # A sum of gradients that cancel is as exact as what is summed.
+    sizes = jax.tree.map(lambda x: jnp.abs(x).max(), {**expected, "weighted_sum": terms})
+    return {**direction, **constants}, expected, sizes
+
+
+def check(network: Network, compute: str) -> None:
+    params, frozen, batch = build(network)
+    rng = np.random.default_rng(network.seed + 1)
+    draws = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+    size = np.sqrt(sum(np.sum(v**2) for v in jax.tree.leaves(draws)))
+    noise = jax.tree.map(lambda v: jnp.asarray(v / size, jnp.float32), draws)
+    weights = jnp.asarray(rng.uniform(0.5, 2, network.sizes.examples), jnp.float32)
+
+    @jax.jit
+    def both(params, frozen, batch):
+        loss = loss_of(network, compute)
+        direction, expected, sizes = laid_out(loss, params, frozen, batch, noise, weights)
+        losses, factors = value_and_per_example_grads(loss, instantiate_below=0.0)(params, frozen, batch)
+        again, default = value_and_per_example_grads(loss)(params, frozen, batch)
+        found = contractions(losses, factors, default, direction, weights)
+        return (found, contractions(again, default, factors, direction, weights)), expected, sizes
+
+    found, expected, sizes = both(params, frozen, batch)
+    for ours in found:
+        leaves = jax.tree_util.tree_leaves_with_path(ours)
+        for (path, a), b, size in zip(leaves, jax.tree.leaves(expected), jax.tree.leaves(sizes), strict=True):
+            limit = TOLERANCE[compute] * max(float(size), 1e-12)
+            np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))
+
+
+@settings(deadline=None, derandomize=True, max_examples=12)
+@given(network=networks(), compute=st.sampled_from(["float32", "bfloat16"]))
+def test_contractions_of_a_random_network_equal_materialised_gradients(network, compute):
+    check(network, compute)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=200)
+@given(network=networks(), compute=st.sampled_from(["float32", "bfloat16"]))
+def test_contractions_of_many_random_networks_equal_materialised_gradients(network, compute):
+    check(network, compute)
