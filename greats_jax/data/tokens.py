@@ -129,8 +129,9 @@ def _token_at(encoding: Encoding, cut: int) -> int | None:
     end = encoding.offsets[-1][1] if len(encoding) else 0
     while position < end:
         index = encoding.char_to_token(position)
-        if index is not None:
-            return index if encoding.token_to_chars(index)[0] >= cut else None
+        span = None if index is None else encoding.token_to_chars(index)
+        if span is not None:
+            return index if span[0] >= cut else None
         position += 1  # a character that the tokenizer drops
     return len(encoding)
 

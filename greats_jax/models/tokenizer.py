@@ -64,12 +64,12 @@ def tokenizer_from_gguf(file: GgufFile) -> "PreTrainedTokenizerFast":
             "name the directory with its tokenizer.json"
         )
     tokens, merges = _texts(file, "tokenizer.ggml.tokens"), _texts(file, "tokenizer.ggml.merges")
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    splits = [merge.split(" ") for merge in merges]
     vocab = {token: i for i, token in enumerate(tokens)}
-    for pair in pairs:
+    for pair in splits:
         if len(pair) != 2 or not all(part in vocab for part in (*pair, "".join(pair))):
             raise ModelError(f"{file.path}: merge {' '.join(pair)!r} names a token that is not in the vocabulary")
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[(left, right) for left, right in splits]))
     bytes_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = [pre_tokenizers.Digits(individual_digits=True)] if _PRE_TOKENIZERS[split] else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, bytes_level])

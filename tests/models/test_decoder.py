@@ -66,7 +66,7 @@ def test_padding_changes_nothing(kind, tiny, ids, logits_of, mask_dtype):
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
 def test_an_empty_row_is_finite_and_so_is_its_gradient(kind, tiny, ids):
     graphdef, params, _ = partition(tiny(kind))
-    mask = np.zeros(ids.shape, bool)
+    mask = jnp.zeros(ids.shape, bool)
     loss = jax.jit(jax.value_and_grad(lambda p: jnp.sum(combine(graphdef, p, {})(ids, mask) ** 2)))
     value, grads = loss(params)
     assert jnp.isfinite(value)

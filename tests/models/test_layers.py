@@ -50,7 +50,7 @@ def test_rotation_turns_channel_pairs_by_position_times_frequency():
     x = np.random.default_rng(0).normal(size=(1, 3, 1, 4)).astype(np.float32)
     frequencies = rotary_frequencies(RopeConfig(100.0), 4)
     np.testing.assert_allclose(frequencies, [1.0, 0.1], rtol=1e-6)
-    turned = np.asarray(rotate(x, jnp.array([0, 5, 9]), frequencies))[0, :, 0]
+    turned = np.asarray(rotate(jnp.asarray(x), jnp.array([0, 5, 9]), frequencies))[0, :, 0]
     pairs = (x[0, :, 0, :2] + 1j * x[0, :, 0, 2:]) * np.exp(1j * np.array([[0], [5], [9]]) * frequencies)
     np.testing.assert_allclose(turned, np.concatenate([pairs.real, pairs.imag], axis=1), atol=1e-5)
 
@@ -85,9 +85,9 @@ def test_llama3_scaling_stretches_only_long_wavelengths():
 def test_norms_are_their_definitions():
     x = np.random.default_rng(0).normal(2.0, 3.0, (2, 5, 8)).astype(np.float32)
     rms = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(RMSNorm((8,), 1e-5, jnp.float32)(x), rms, atol=1e-5)
+    np.testing.assert_allclose(RMSNorm((8,), 1e-5, jnp.float32)(jnp.asarray(x)), rms, atol=1e-5)
     centred = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(LayerNorm((8,), 1e-5, jnp.float32)(x), centred, atol=1e-5)
+    np.testing.assert_allclose(LayerNorm((8,), 1e-5, jnp.float32)(jnp.asarray(x)), centred, atol=1e-5)
 
 
 def test_norms_of_bfloat16_are_computed_in_float32():

@@ -193,7 +193,7 @@ def test_gradients_equal_torch(case, tmp_path, record_property):
     graphdef, params, _ = partition(ours)
 
     def loss(params):
-        log_p = jax.nn.log_softmax(combine(graphdef, params, {})(ids)[:, :-1])
+        log_p = jax.nn.log_softmax(combine(graphdef, params, {})(jax.numpy.asarray(ids))[:, :-1])
         return -jax.numpy.take_along_axis(log_p, ids[:, 1:, None], -1).mean()
 
     save_pretrained(combine(graphdef, jax.jit(jax.grad(loss))(params), {}), tmp_path / "gradients")

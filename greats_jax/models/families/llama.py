@@ -36,7 +36,7 @@ class SelfAttention(nnx.Module):
             return y.reshape(*y.shape[:-1], -1, self.head_dim)
 
         q, k, v = (heads(project(x, dropout)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         mixed, kept = attend(q, k, v)
         return self.o_proj(mixed.reshape(*x.shape[:-1], -1), dropout), kept
