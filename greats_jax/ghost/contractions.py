@@ -113,15 +113,32 @@ def align_with(leaf: Factored, other: Factored, weights: Array) -> Array | None:
     """`<g_i, sum_j w_j h_j>` of one leaf, `[n]`: by the summed direction or by pairs, whichever costs less."""
     if not leaf.spec.terms or not other.spec.terms:
         return None
-    pairs = _cross_plan(leaf, other)
-    n, m = _rows(leaf), _rows(other)
-    direct = sum(_flops(other, t, (*other.spec.out,)) for t in other.spec.terms) * 1.0
-    direct += sum(_flops(leaf, t, (*leaf.spec.out,)) for t in leaf.spec.terms)
-    if direct <= pairs or n * m == 0:
+    if _direction_flops(leaf, other) <= _pair_flops(leaf, other):
         return dot(leaf, weighted_sum(other, weights))
     table = cross(leaf, other)
+    return None if table is None else _weigh(table, weights)
+
+
+def gram_and_alignment(both: Factored, ours: Factored, theirs: Factored, weights: Array) -> tuple[Array, Array] | None:
+    """`(gram(ours), align_with(ours, theirs, weights))` of one leaf; `both` holds the rows of ours, then of theirs.
+
+    The Gram of all rows holds both answers, and costs less than two contractions when a per-example product has to be
+    formed anyway: 17 rows instead of 16, and no second pass over the factors.
+    """
+    if not both.spec.terms:
+        return None
+    separate = _gram_flops(ours) + min(_direction_flops(ours, theirs), _pair_flops(ours, theirs))
+    n = _rows(ours)
+    if _gram_flops(both) < separate:
+        table = gram(both)
+        return None if table is None else (table[:n, :n], _weigh(table[:n, n:], weights))
+    own, aligned = gram(ours), align_with(ours, theirs, weights)
+    return None if own is None or aligned is None else (own, aligned)
+
+
+def _weigh(table: Array, weights: Array) -> Array:
     # A dropped validation row may hold anything, also a value that is not finite.
-    return None if table is None else jnp.where(weights == 0, 0, table) @ weights.astype(table.dtype)
+    return jnp.where(weights == 0, 0, table) @ weights.astype(table.dtype)
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------------
@@ -229,13 +246,28 @@ def _flops(leaf: Factored, term: TermSpec, out: Labels) -> float:
     return plan_contraction(tuple(t.spec for t in tensors), out, sizes).flops
 
 
-def _cross_plan(leaf: Factored, other: Factored) -> float:
+def _pair_flops(leaf: Factored, other: Factored) -> float:
     leaf, other = _cut_alike(leaf, other)
     total = 0.0
     for a in leaf.spec.terms or ():
         for b in other.spec.terms or ():
             both = [*leaf.tensors(a), *_as_other(other, other.tensors(b), leaf.spec)]
             total += plan_contraction(tuple(t.spec for t in both), (EXAMPLE, OTHER), sizes_of(both, {})).flops
+    return total
+
+
+def _direction_flops(leaf: Factored, other: Factored) -> float:
+    summed = sum(_flops(other, t, other.spec.out) for t in other.spec.terms or ())
+    return summed + sum(_flops(leaf, t, leaf.spec.out) for t in leaf.spec.terms or ())
+
+
+def _gram_flops(leaf: Factored) -> float:
+    terms = leaf.spec.terms or ()
+    total = sum(gram_plan(leaf, term)[1].flops for term in terms)
+    for i, a in enumerate(terms):
+        for b in terms[i + 1 :]:
+            mixed = [*leaf.tensors(a), *_as_other(leaf, leaf.tensors(b))]
+            total += plan_contraction(tuple(t.spec for t in mixed), (EXAMPLE, OTHER), sizes_of(mixed, {})).flops
     return total
 
 

@@ -92,6 +92,22 @@ class PerExampleGrads:
         pairs = zip(self._factored(), other._factored(), strict=True)
         return self._total([c.align_with(a, b, weights) for a, b in pairs], (self.n,))
 
+    def gram_and_alignment(self, n: int, weights: Array) -> tuple[Array, Array]:
+        """Both signals of GREATS, when the first n rows are candidates and the rest validation rows.
+
+        Args:
+            n: number of candidates.
+            weights: f32[m] of the validation rows; a row of weight 0 contributes exactly 0.
+
+        Returns:
+            f32[n, n] `<g_i, g_j>` and f32[n] `<g_i, sum_j w_j h_j>`; the same numbers as `self[:n].gram()` and
+            `self[:n].align(self[n:], weights)`, leaf by leaf in one contraction where that costs fewer FLOPs.
+        """
+        parts = zip(self._factored(), self[:n]._factored(), self[n:]._factored(), strict=True)
+        pairs = [pair for leaves in parts if (pair := c.gram_and_alignment(*leaves, weights)) is not None]
+        grams, alignments = zip(*pairs, strict=True) if pairs else ((), ())
+        return self._total(list(grams), (n, n)), self._total(list(alignments), (n,))
+
     def weighted_sum(self, weights: Array | PyTree, dtype: Any = None) -> PyTree:
         """`sum_i w_i g_i`, a pytree like the parameters, each leaf in its parameter's dtype (or in `dtype`).
 

@@ -104,7 +104,7 @@ def _factor_scorer(
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
         losses, grads = transform(state.params, frozen, candidates)
         losses, aux = losses if has_aux else (losses, None)
-        signals = _signals(needs, losses, grads, None, is_valid, candidates)
+        signals = _signals(needs, losses, grads, is_valid, candidates)
         return Scored(signals, _from_factors(losses, grads), state.direction, *_no_validation(), aux=aux)
 
     return score
@@ -121,8 +121,12 @@ def _merged_scorer(
         losses, aux = losses if has_aux else (losses, None)
         ours, theirs = grads[:n], grads[n:]
         usable = _usable(losses[n:], theirs, is_valid, validation)
-        alignment = ours.align(theirs, usable / jnp.maximum(usable.sum(), 1))
-        signals = _signals(needs, losses[:n], ours, alignment, is_valid, candidates)
+        weights = usable / jnp.maximum(usable.sum(), 1)
+        if "gram" in needs:
+            gram, alignment = grads.gram_and_alignment(n, weights)
+        else:
+            gram, alignment = None, ours.align(theirs, weights)
+        signals = _signals(needs, losses[:n], ours, is_valid, candidates, alignment, gram)
         aux = jax.tree.map(lambda x: x[:n], aux)
         return Scored(
             signals, _from_factors(losses[:n], ours), state.direction, *_validation(losses[n:], usable), aux=aux
@@ -158,7 +162,7 @@ def _cached_scorer(
         losses, grads = transform(state.params, frozen, candidates)
         losses, aux = losses if has_aux else (losses, None)
         alignment = grads.dot(with_floating(state.params, direction))
-        signals = _signals(needs, losses, grads, alignment, is_valid, candidates)
+        signals = _signals(needs, losses, grads, is_valid, candidates, alignment)
         return Scored(
             signals, _from_factors(losses, grads), direction, loss, jnp.isfinite(alignment).any(), used, rejected, aux
         )
@@ -170,14 +174,16 @@ def _signals(
     needs: frozenset[str],
     losses: Array,
     grads: PerExampleGrads,
-    alignment: Array | None,
     is_valid: Callable | None,
     candidates: PyTree,
+    alignment: Array | None = None,
+    gram: Array | None = None,
 ) -> Signals:
+    """What the rule needs; the Gram is contracted here unless scoring already has it."""
     return Signals(
         losses=losses,
         alignment=alignment,
-        gram=grads.gram() if "gram" in needs else None,
+        gram=grads.gram() if gram is None and "gram" in needs else gram,
         squared_norms=grads.squared_norms() if "squared_norms" in needs else None,
         valid=_valid(is_valid, candidates),
     )

@@ -144,6 +144,15 @@ def test_a_direction_product_equals_the_forward_mode_derivative():
     close(grads.dot(direction), reference.dot_by_jvp(loss, direction, params, batch))
 
 
+@pytest.mark.parametrize("network", [decoder, mlp], ids=lambda f: f.__name__)
+def test_gram_and_alignment_in_one_are_those_taken_apart(network):
+    loss, params, batch = network(n=6, t=2)
+    _, grads = value_and_per_example_grads(loss, instantiate_below=FACTORS)(params, batch)
+    weights = jnp.asarray([0.7, 0.0])
+    gram, alignment = jax.jit(lambda g: g.gram_and_alignment(4, weights))(grads)
+    close((gram, alignment), (grads[:4].gram(), grads[:4].align(grads[4:], weights)))
+
+
 def test_leaves_sum_to_the_whole():
     loss, params, batch = decoder()
     _, grads = value_and_per_example_grads(loss)(params, batch)
