@@ -114,7 +114,7 @@ def write(path, rows):
             writer.writeheader()
             writer.writerows(rows)
     if path != plain:
-        path.write_bytes(gzip.compress(plain.read_bytes()))
+        path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
         plain.unlink()
     return path
 
@@ -166,13 +166,13 @@ def test_byte_order_mark(tmp_path):
     ("name", "content", "expected"),
     [
         ("x.jsonl", b"", "the file is empty"),
-        ("x.jsonl.gz", gzip.compress(b" \n"), "the file is empty"),
+        ("x.jsonl.gz", gzip.compress(b" \n", mtime=0), "the file is empty"),
         ("x.jsonl", b'{"text": "a"}\n{"text": ', "x.jsonl, line 2: not valid JSON"),
         ("x.jsonl", b'{"text": "a"}\n\n[1]\n', "x.jsonl, line 3: a JSON list, not an object"),
         ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "x.jsonl, line 2: not text in UTF-8"),
         ("x.jsonl", b'{"text": 1}\n', "x.jsonl, line 1: field 'text' is a number, not text"),
         ("x.jsonl", b"[" * 100_000, "x.jsonl, line 1: not valid JSON"),
-        ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-12], "damaged or cut-off gzip file"),
+        ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-12], "damaged or cut-off gzip file"),
         ("x.jsonl.gz", b'{"text": "a"}\n', "damaged or cut-off gzip file"),
         ("x.json", b'[{"text": "a"},\n {]', "x.json, line 2: not valid JSON"),
         ("x.json", b"[]", "holds no record"),
