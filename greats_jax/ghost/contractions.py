@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from greats_jax.ghost.einsum import (
-    INTERMEDIATE_LIMIT,
     Labels,
     Plan,
     Sizes,
@@ -22,10 +21,14 @@ from greats_jax.ghost.einsum import (
     contract,
     plan_contraction,
     sizes_of,
+    take_slice,
 )
 from greats_jax.ghost.layout import EXAMPLE, LeafSpec, TermSpec, finest_splits, split_sizes
 
 Array = jax.Array
+
+# Per-example products are formed in slices of this many bytes: they are read again at once, and should still be in cache.
+INSTANCE_LIMIT = 2**24
 
 # The second set of examples in a cross product; contraction-only labels of the second side are shifted out of the way.
 OTHER = -1
@@ -178,55 +181,47 @@ def gram_plan(leaf: Factored, term: TermSpec) -> tuple[str, Plan]:
     flops = _flops(leaf, term, (EXAMPLE, *leaf.spec.out)) + 2.0 * n * n * leaf.spec.size
     if flops >= ghost.flops:
         return "ghost", ghost
-    label, slices = _instance_slices(leaf, n)
-    return "instantiate", Plan(flops, 4 * n * leaf.spec.size // slices, label, slices)
+    slices = math.prod(count for _, count in _instance_cuts(leaf, n))
+    return "instantiate", Plan(flops, 4 * n * leaf.spec.size // slices, None, slices)
 
 
 def _self_gram(leaf: Factored, term: TermSpec, keep: Labels) -> Array:
-    kind, plan = gram_plan(leaf, term)
     scale = term.coefficient**2
     left = leaf.tensors(term)
-    if kind != "instantiate":
+    if gram_plan(leaf, term)[0] != "instantiate":
         return _pair(left, _as_other(leaf, left), (*keep, EXAMPLE, OTHER)) * scale
-    rows = (EXAMPLE, *leaf.spec.out)
+    cuts = [(label, count) for label, count in _instance_cuts(leaf, _rows(leaf)) if label not in keep]
+    return _instantiated_gram(leaf, left, keep, cuts) * scale
 
-    def instances(tensors: Sequence[Tensor]) -> Array:
+
+def _instantiated_gram(leaf: Factored, tensors: Sequence[Tensor], keep: Labels, cuts: list[tuple[int, int]]) -> Array:
+    """Form per-example products and multiply them, one slice after another over the labels in `cuts`."""
+    rows = (EXAMPLE, *leaf.spec.out)
+    if not cuts:
         whole = Tensor(contract(tensors, rows), Spec(rows))
         return contract([whole, *_as_other(leaf, [whole])], (*keep, EXAMPLE, OTHER))
+    (label, count), rest = cuts[0], cuts[1:]
+    width = dict(leaf.spec.sizes)[label] // count
 
-    if plan.slice_label is None or plan.slices == 1:
-        return instances(left) * scale
-    label, width = plan.slice_label, dict(leaf.spec.sizes)[plan.slice_label] // plan.slices
+    def part(i: Array) -> Array:
+        return _instantiated_gram(leaf, [take_slice(t, label, i * width, width) for t in tensors], keep, rest)
 
-    def cut(i: Array) -> list[Tensor]:
-        return [
-            t._replace(array=lax.dynamic_slice_in_dim(t.array, i * width, width, t.spec.labels.index(label)))
-            if label in t.spec.labels
-            else t
-            for t in left
-        ]
-
-    if label in keep:
-        return lax.map(lambda i: instances(cut(i)), jnp.arange(plan.slices)).reshape(-1, *[_rows(leaf)] * 2) * scale
-    total = jnp.zeros(
-        [dict(leaf.spec.sizes)[x] for x in keep] + [_rows(leaf)] * 2, accumulation_dtype([t.array for t in left])
-    )
-    return lax.fori_loop(0, plan.slices, lambda i, acc: acc + instances(cut(i)), total) * scale
+    sizes = [dict(leaf.spec.sizes)[x] for x in keep] + [_rows(leaf)] * 2
+    start = jnp.zeros(sizes, accumulation_dtype([t.array for t in tensors]))
+    return lax.fori_loop(0, count, lambda i, total: total + part(i), start)
 
 
-def _instance_slices(leaf: Factored, n: int) -> tuple[int | None, int]:
-    """Fewest slices over one parameter label (layers first) that keep `[n, leaf]` under the memory limit."""
-    need = math.ceil(4 * n * leaf.spec.size / INTERMEDIATE_LIMIT)
-    if need <= 1:
-        return None, 1
-    fitting = []
-    for position, (label, size) in enumerate(leaf.spec.sizes):
+def _instance_cuts(leaf: Factored, n: int) -> list[tuple[int, int]]:
+    """Labels and numbers of slices, layers first, until the products of all examples fit `INSTANCE_LIMIT`."""
+    need = math.ceil(4 * n * leaf.spec.size / INSTANCE_LIMIT)
+    cuts = []
+    for label, size in leaf.spec.sizes:
+        if need <= 1:
+            break
         count = next((d for d in range(need, size + 1) if size % d == 0), size)
-        fitting.append((max(need, count) if count >= need else math.inf, position, label, count))
-    best = min(fitting)
-    if best[0] == math.inf:
-        best = max(fitting, key=lambda f: f[3])
-    return best[2], best[3]
+        cuts.append((label, count))
+        need = math.ceil(need / count)
+    return cuts
 
 
 # ---- planning --------------------------------------------------------------------------------------------------------

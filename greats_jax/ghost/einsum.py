@@ -88,7 +88,7 @@ def contract(tensors: Sequence[Tensor], out: Labels, class_sizes: Mapping[int, i
     part_sizes = sizes.replacing(label, width)
 
     def part(i: Array) -> Array:
-        return _contract_whole([_slice(t, label, i * width, width) for t in tensors], out, part_sizes)
+        return _contract_whole([take_slice(t, label, i * width, width) for t in tensors], out, part_sizes)
 
     if label in out:
         axis = out.index(label)
@@ -107,7 +107,8 @@ def sizes_of(tensors: Sequence[Tensor], class_sizes: Mapping[int, int]) -> Sizes
     return Sizes(tuple(sorted({**classes, **class_sizes, **found}.items())))
 
 
-def _slice(tensor: Tensor, label: int, start: Array, width: int) -> Tensor:
+def take_slice(tensor: Tensor, label: int, start: Array, width: int) -> Tensor:
+    """Part of an operand along a label; an operand without the label is returned as it is."""
     if label not in tensor.spec.labels:
         return tensor
     return tensor._replace(array=lax.dynamic_slice_in_dim(tensor.array, start, width, tensor.spec.labels.index(label)))

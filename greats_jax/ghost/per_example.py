@@ -100,8 +100,8 @@ class PerExampleGrads:
             weights: f32[m] of the validation rows; a row of weight 0 contributes exactly 0.
 
         Returns:
-            f32[n, n] `<g_i, g_j>` and f32[n] `<g_i, sum_j w_j h_j>`; the same numbers as `self[:n].gram()` and
-            `self[:n].align(self[n:], weights)`, leaf by leaf in one contraction where that costs fewer FLOPs.
+            The Gram matrix of the candidates, f32[n, n], and their alignment, f32[n]. The numbers are those of
+            `gram` and `align` on the two groups; leaf by leaf one contraction gives both where that costs fewer FLOPs.
         """
         parts = zip(self._factored(), self[:n]._factored(), self[n:]._factored(), strict=True)
         pairs = [pair for leaves in parts if (pair := c.gram_and_alignment(*leaves, weights)) is not None]
