@@ -27,7 +27,7 @@ from greats_jax.ghost.layout import EXAMPLE, LeafSpec, TermSpec, finest_splits, 
 
 Array = jax.Array
 
-# Per-example products are formed in slices of this many bytes: they are read again at once, and should still be in cache.
+# Per-example products are formed in slices of this many bytes: read again at once, they should still be in cache.
 INSTANCE_LIMIT = 2**24
 
 # The second set of examples in a cross product; contraction-only labels of the second side are shifted out of the way.
