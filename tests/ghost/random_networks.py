@@ -40,6 +40,7 @@ class Network(NamedTuple):
     embedding: bool
     tied: bool
     positions: bool
+    frozen_first: bool
     integer_leaf: bool
     weighted: bool
     seed: int
@@ -48,6 +49,7 @@ class Network(NamedTuple):
 class Around(NamedTuple):
     """What a layer sees besides its own weights and its input."""
 
+    heads: tuple[int, int]
     shared: Array
     frozen: dict[str, Array]
     example: dict[str, Array]
@@ -67,6 +69,8 @@ def _shapes(kind: str, s: Sizes) -> dict[str, tuple[int, ...]]:
         "rms": {"scale": (d,)},
         "layernorm": {"scale": (d,), "bias": (d,)},
         "twice": {"kernel": (d, d)},
+        "views": {"kernel": (s.heads * s.head_size, d)},
+        "branches": {"kernel": (2, d, d)},
         "shared": {},
         "convolution": {"kernel": (3, d, d)},
         "experts": {"router": (d, 2), "kernel": (2, d, d)},
@@ -96,6 +100,12 @@ def _run(kind: str, w: dict[str, Array], h: Array, around: Around) -> Array:
             return centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-3) * w["scale"] + w["bias"]
         case "twice":
             return jnp.tanh(jnp.tanh(h @ w["kernel"]) @ w["kernel"])
+        case "views":  # of a weight: transposed, negated, scaled and reshaped
+            split = (-0.5 * w["kernel"].T).reshape(h.shape[1], *around.heads)
+            merge = w["kernel"].reshape(*around.heads, h.shape[1])
+            return h + jnp.einsum("the,hed->td", jnp.tanh(jnp.einsum("td,dhe->the", h, split)), merge)
+        case "branches":  # a scan whose iterations all see the same input
+            return jax.lax.scan(lambda total, kernel: (total + jnp.tanh(h) @ kernel, None), h, w["kernel"])[0]
         case "shared":
             return h + jnp.tanh(h @ around.shared.astype(h.dtype))
         case "convolution":
@@ -112,7 +122,8 @@ def _run(kind: str, w: dict[str, Array], h: Array, around: Around) -> Array:
 
 
 LAYERS = (
-    "dense", "biased", "heads", "attention", "lora", "rms", "layernorm", "twice", "shared", "convolution", "experts",
+    "dense", "biased", "heads", "attention", "lora", "rms", "layernorm", "twice", "views", "branches", "shared",
+    "convolution", "experts",
 )  # fmt: skip
 WRAPPERS = ("checkpoint", "jit", "scan", "repeat", "cond of the example", "cond of the batch")
 
@@ -147,9 +158,12 @@ def loss_of(network: Network, compute: str = "float32") -> Callable[..., Array]:
     """`loss(params, frozen, example)`; the parameters are float32, the layers compute in `compute`."""
 
     def loss(params: dict, frozen: dict, example: dict) -> Array:
-        around = Around(params["shared"], frozen, example)
-        first = params["first"].astype(compute)
-        h = first[example["input"]] if network.embedding else example["input"].astype(compute) @ first
+        around = Around(network.sizes[3:5], params["shared"], frozen, example)
+        first = (frozen if network.frozen_first else params)["first"].astype(compute)
+        if network.embedding:  # an id beyond the table is padding, embedded as zero
+            h = first.at[example["input"]].get(mode="fill", fill_value=0)
+        else:
+            h = example["input"].astype(compute) @ first
         if network.positions:
             h = h + params["positions"].astype(compute)
         for node, weights in zip(network.layers, params["layers"], strict=True):
@@ -178,7 +192,7 @@ def build(network: Network) -> tuple[dict, dict, dict]:
         return [weights(child, deeper) for child in node.inside]
 
     n, t, d, vocab = s.examples, s.tokens, s.width, s.vocab
-    params: dict[str, Any] = {"first": normal(vocab, d), "shared": normal(d, d)}
+    params: dict[str, Any] = {"shared": normal(d, d)}
     params["layers"] = [weights(node) for node in network.layers]
     if not network.tied:
         params["head"] = normal(d, vocab)
@@ -187,7 +201,8 @@ def build(network: Network) -> tuple[dict, dict, dict]:
     if network.integer_leaf:
         params["count"] = jnp.arange(3)
     frozen = {"base": normal(d, d), "flag": jnp.asarray(bool(rng.integers(2)))}
-    ids = jnp.asarray(rng.integers(0, vocab, (n, t)), jnp.int32)
+    (frozen if network.frozen_first else params)["first"] = normal(vocab, d)
+    ids = jnp.asarray(rng.integers(0, vocab + 1, (n, t)), jnp.int32)
     batch = {
         "input": ids if network.embedding else normal(n, t, vocab, scale=1),
         "target": jnp.asarray(rng.integers(0, vocab, (n, t)), jnp.int32),
@@ -225,5 +240,5 @@ def networks(draw: st.DrawFn) -> Network:
             chain = [Node(next(wrappers), tuple(chain), draw(st.integers(1, 3)))]
             chain += [Node(next(kinds))] * draw(st.integers(0, 1))
         layers += chain
-    flags = {name: draw(st.booleans()) for name in ("embedding", "tied", "positions", "integer_leaf", "weighted")}
-    return Network(draw(_SIZES), tuple(layers), **flags, seed=draw(st.integers(0, 2**16)))
+    flags = [draw(st.booleans()) for _ in range(6)]
+    return Network(draw(_SIZES), tuple(layers), *flags, seed=draw(st.integers(0, 2**16)))

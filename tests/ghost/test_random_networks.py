@@ -10,8 +10,9 @@ from random_networks import Network, build, loss_of, networks
 
 from greats_jax.ghost import PerExampleGrads, reference, value_and_per_example_grads
 
-# In bfloat16 both sides see the same network: networks this small are up to 0.3 away from themselves in float32.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+# In bfloat16 both sides see the same network, because networks this small were up to 0.3 away from themselves in
+# float32; what cancels before it is rounded still cost up to 0.021 in 500 networks (float32: 5e-7).
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 
 
 def floats(params: dict) -> dict:
