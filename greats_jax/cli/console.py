@@ -117,13 +117,29 @@ def closing_table(summary: dict[str, Any]) -> str:
         parts.append(_table(rows))
     if throughput := summary["throughput"]:
         spent = throughput.get("seconds_selecting", 0.0)
-        selecting = f" ({spent:.2f} s of it selecting)" if spent else ""
+        selecting = f" (about {spent:.2f} s of it selecting)" if spent else ""
         parts.append(
             f"{throughput['seconds']:.2f} s per update{selecting}, "
             f"{throughput['tokens_per_second']:.0f} candidate tokens/s, "
             f"{throughput['examples_per_second']:.1f} candidates/s; {duration(summary['seconds'])} in all updates"
         )
+    if faults := _faults(summary):
+        parts.append(faults)
     return "\n\n".join(parts)
+
+
+def _faults(summary: dict[str, Any]) -> str:
+    """What went wrong on the way, or nothing."""
+    lines = []
+    if skipped := summary.get("skipped"):
+        some = (
+            "every update was" if skipped >= summary["steps"] else f"{skipped:,} of {summary['steps']:,} updates were"
+        )
+        lines.append(f"warning: {some} skipped, for want of a candidate or validation row with a finite loss")
+    for key, what in (("rejected_candidates", "candidates"), ("rejected_validation", "validation rows")):
+        if count := summary.get(key):
+            lines.append(f"warning: {count:,} {what} were left out because their loss or gradient was not finite")
+    return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:

@@ -108,6 +108,8 @@ class Walker:
             eqn, _ = self._defined.get(atom, (None, 0))
             if eqn is None or eqn.primitive.name not in ("broadcast_in_dim", "convert_element_type", "reshape"):
                 return None
+            if eqn.primitive.name == "convert_element_type" and not _keeps_values(eqn):
+                return None
             atom = eqn.invars[0]
         return None if isinstance(atom, jex.Literal) and np.ndim(atom.val) != 0 else atom
 
@@ -163,12 +165,18 @@ def _unit_broadcast(eqn: jex.JaxprEqn, term: Term) -> Term | None:
     return replace(term, out=tuple(place.get(i, ()) for i in range(len(after))))
 
 
+def _is_float(atom: Any) -> bool:
+    return np.issubdtype(dtype_of(atom), np.floating) or dtype_of(atom).name == "bfloat16"
+
+
+def _keeps_values(eqn: jex.JaxprEqn) -> bool:
+    """Whether a conversion is from float to float without loss."""
+    source, target = eqn.invars[0], eqn.outvars[0]
+    return _is_float(source) and _is_float(target) and dtype_of(source).itemsize <= dtype_of(target).itemsize
+
+
 def _convert(eqn: jex.JaxprEqn, term: Term) -> Term | None:
-    both_float = all(
-        np.issubdtype(dtype_of(v), np.floating) or dtype_of(v).name == "bfloat16"
-        for v in (eqn.invars[0], eqn.outvars[0])
-    )
-    return term if both_float else None
+    return term if _is_float(eqn.invars[0]) and _is_float(eqn.outvars[0]) else None
 
 
 def _same(eqn: jex.JaxprEqn, term: Term) -> Term:

@@ -130,6 +130,7 @@ class PerExampleGrads:
         sums = []
         for leaf, w in zip(self._factored(), values, strict=True):
             own = jnp.dtype(leaf.spec.dtype)
+            _check_weights(leaf.spec, w, self.n)
             if leaf.spec.terms is None:
                 sums.append(jnp.zeros(leaf.spec.shape, own))
             else:
@@ -160,8 +161,12 @@ class PerExampleGrads:
         return self.n
 
     def __getitem__(self, indices: Any) -> PerExampleGrads:
-        """The gradients of a subset: a slice, or an integer array (traced indices work; an index must be in range)."""
+        """The gradients of a subset: a slice or an integer array, traced or not; negative indices count from the end.
+
+        An index out of range gives gradients that are NaN, as `jnp.take` does: traced code cannot raise.
+        """
         rows = jnp.arange(self.n)[indices] if isinstance(indices, slice) else jnp.asarray(indices)
+        rows = jnp.where(rows < 0, rows + self.n, rows)
         if rows.ndim != 1:
             raise ArgumentError(
                 f"PerExampleGrads is indexed by a slice or a 1-d integer array; found shape {rows.shape}"
@@ -175,7 +180,7 @@ class PerExampleGrads:
                 key = [slice(None)] * array.ndim
                 key[axes[position]] = indices
                 return array[tuple(key)]
-            return jnp.take(array, rows, axis=axes[position], mode="clip")
+            return jnp.take(array, rows, axis=axes[position], mode="fill")
 
         kept = tuple(take(i, a) for i, a in enumerate(self.operands))
         return replace(self, operands=kept, n=rows.shape[0])
@@ -253,6 +258,16 @@ class LayerContractions:
     def squared_norms(self) -> Array:
         """Squared norms in each layer: f32[layers, n]."""
         return _present(c.squared_norms(self.leaf, self.keep))
+
+
+def _check_weights(spec: LeafSpec, weights: Array, n: int) -> None:
+    shape = jnp.shape(weights)
+    layered = spec.stack is not None and shape == (spec.shape[0], n)
+    if spec.terms is not None and shape != (n,) and not layered:
+        stacked = f" or ({spec.shape[0]}, {n})" if spec.stack is not None else ""
+        raise ArgumentError(
+            f"the weights of {spec.path or 'the leaf'} have shape {shape}; they must have ({n},){stacked}"
+        )
 
 
 def _present(value: Array | None) -> Array:

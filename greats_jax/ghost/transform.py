@@ -62,6 +62,14 @@ def value_and_per_example_grads(
     return transformed
 
 
+def _refuse_complex(flat: Sequence[tuple[Any, Any]]) -> None:
+    for path, leaf in flat:
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise ArgumentError(
+                f"parameter {jax.tree_util.keystr(path)} is complex: split it into two real leaves, real and imaginary"
+            )
+
+
 def _check_positions(numbers: tuple[int, ...], count: int) -> tuple[int, ...]:
     if count < 2:
         raise ArgumentError(f"expected at least two positional arguments (parameters, batch); found {count}")
@@ -114,6 +122,7 @@ class _Trace:
 
     def run(self, args: tuple, positions: tuple[int, ...], params: PyTree, n: int) -> tuple[Any, PerExampleGrads]:
         flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+        _refuse_complex(flat)
         is_float = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for _, leaf in flat]
         varied = [leaf for (_, leaf), yes in zip(flat, is_float, strict=True) if yes]
         fixed = [leaf for (_, leaf), yes in zip(flat, is_float, strict=True) if not yes]

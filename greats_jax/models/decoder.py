@@ -95,7 +95,8 @@ class Decoder(nnx.Module):
         """Token (and learned position) embeddings, [B, T, d]; ids outside the vocabulary give NaN, no wrong token."""
         x = self.embed[...].at[input_ids].get(mode="fill", fill_value=jnp.nan)
         if self.positions is not None:
-            x = x + self.positions[...].at[positions].get(mode="fill", fill_value=jnp.nan)
+            # Padding may reach past the last learned position; it gets that one, and no token attends to it.
+            x = x + self.positions[...].at[positions].get(mode="clip")
         return x.astype(dtype_named(self.config.compute_dtype))
 
     def place(self, x: jax.Array, positions: jax.Array) -> jax.Array:

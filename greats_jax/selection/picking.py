@@ -24,8 +24,9 @@ def top_k(scores: Array, k: int, allowed: Array) -> Selection:
         Cost: one sort of n numbers.
     """
     # Forbidden last, then by descending score; a stable sort leaves ties in index order.
-    order = jnp.lexsort((-jnp.where(allowed, scores, 0.0), ~allowed))[:k]
-    return _filled(order, allowed[order], scores)
+    order = jnp.lexsort((-jnp.where(allowed, scores, 0.0), ~allowed))
+    missing = max(0, k - order.size)
+    return _filled(jnp.pad(order[:k], (0, missing)), jnp.pad(allowed[order[:k]], (0, missing)), scores)
 
 
 def greedy(scores: Array, overlap: Array, k: int, allowed: Array) -> Selection:

@@ -158,6 +158,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError(
             f"validation.refresh_every is {config.validation.refresh_every}, which needs validation.mode=cached"
         )
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed is {config.seed}; it must be a whole number from 0 to {2**32 - 1}")
     keep = kept(config)
     config = dataclasses.replace(config, output=_output(config))
     # regular ignores keep: left as it was, so that a copy of this file with another method does not keep everything.

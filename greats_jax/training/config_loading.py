@@ -30,6 +30,8 @@ from greats_jax.training.config_values import (
     unknown_key,
 )
 
+_INSTEAD = {"steps": "epochs", "epochs": "steps"}
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a configuration file and lay overrides over it.
@@ -50,6 +52,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         keys, value = _split(text)
         tree = _assign(TrainConfig, tree, keys, 0, value)
         assigned.append(keys)
+        # Both say how long to train: one given here takes the place of the other in the file.
+        other = _INSTEAD.get(keys[0])
+        if other is not None and (other,) not in assigned:
+            tree[other] = None
     return convert(TrainConfig, tree, (), Origin(str(path), tuple(assigned), TrainConfig))
 
 

@@ -26,7 +26,7 @@ def plot_run(metrics: Sequence[Record], sources: Mapping[str, Record], folder: P
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise RunError('no curves were drawn: install matplotlib with pip install "greats-jax[plots]"') from None
+        raise RunError("no curves were drawn: run pip install matplotlib") from None
     folder.mkdir(parents=True, exist_ok=True)
     drawings = {
         "loss.png": lambda axes: _draw_loss(axes, [r for r in metrics if r["event"] == "step"]),

@@ -156,16 +156,17 @@ def _cached_scorer(
             # With no usable row the old direction stays; before the first refresh it is NaN and nothing is eligible.
             return jax.tree.map(lambda a, b: jnp.where(found[1], a, b).astype(b.dtype), fresh, state.direction), found
 
-        direction, (loss, _, used, rejected) = lax.cond(
-            state.step % refresh_every == 0, refresh, lambda: (state.direction, _no_validation())
+        # A direction that was never set is NaN throughout: one entry tells.
+        unset = jnp.isnan(jax.tree.leaves(state.direction)[0].ravel()[0])
+        direction, (loss, found, used, rejected) = lax.cond(
+            (state.step % refresh_every == 0) | unset, refresh, lambda: (state.direction, _no_validation())
         )
         losses, grads = transform(state.params, frozen, candidates)
         losses, aux = losses if has_aux else (losses, None)
         alignment = grads.dot(with_floating(state.params, direction))
         signals = _signals(needs, losses, grads, is_valid, candidates, alignment)
-        return Scored(
-            signals, _from_factors(losses, grads), direction, loss, jnp.isfinite(alignment).any(), used, rejected, aux
-        )
+        ok = found & jnp.isfinite(alignment).any()
+        return Scored(signals, _from_factors(losses, grads), direction, loss, ok, used, rejected, aux)
 
     return score
 

@@ -6,6 +6,7 @@ import jax
 from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data import Example, Pool, build_pool
+from greats_jax.errors import DataError
 from greats_jax.models import Decoder, add_lora, from_pretrained, load_adapter, load_tokenizer
 from greats_jax.tasks import load_task
 from greats_jax.training.config import ModelConfig, TrainConfig
@@ -48,12 +49,24 @@ def load_base(config: ModelConfig) -> tuple[Decoder, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def load_initial(config: TrainConfig) -> tuple[Decoder, PreTrainedTokenizerBase]:
+def load_initial(config: TrainConfig) -> Decoder:
     """The model as a run starts from it: with fresh adapters if it has any."""
-    model, tokenizer = load_base(config.model)
-    if config.lora is not None:
-        model = add_lora(model, config.lora, jax.random.key(config.seed))
-    return model, tokenizer
+    model = from_pretrained(config.model.source, config.model.dtype, config.model.compute_dtype, config.model.remat)
+    return model if config.lora is None else add_lora(model, config.lora, jax.random.key(config.seed))
+
+
+def check_lengths(data: TaskData, longest: int) -> None:
+    """Make sure that the model has a position for every token.
+
+    Raises:
+        DataError: An example is longer than the model's context.
+    """
+    found = max(len(e.input_ids) for e in (*data.pool.examples, *data.validation, *data.test))
+    if found > longest:
+        raise DataError(
+            f"the longest example has {found} tokens, but the model has {longest} positions: "
+            f"set data.max_length={longest}"
+        )
 
 
 def load_trained(run: RunResult) -> tuple[Decoder, PreTrainedTokenizerBase]:

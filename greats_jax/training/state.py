@@ -47,7 +47,9 @@ class TrainState(NamedTuple):
         params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
         trained = floating(params)
         direction = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), trained) if reserve_direction else None
-        return cls(params, optimizer.init(trained), jnp.zeros((), jnp.int32), jax.random.key(seed), direction)
+        # Some optimizers start with one array in several places; a donated state may hold each buffer only once.
+        opt_state = jax.tree.map(lambda x: jnp.array(x, copy=True), optimizer.init(trained))
+        return cls(params, opt_state, jnp.zeros((), jnp.int32), jax.random.key(seed), direction)
 
 
 def floating(params: PyTree) -> PyTree:

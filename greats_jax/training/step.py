@@ -19,6 +19,10 @@ Array = jax.Array
 PyTree = Any
 
 
+# Signals the step can compute; a rule that declares another is refused.
+SERVED = frozenset({"losses", "alignment", "gram", "squared_norms", "valid", "memory"})
+
+
 class StepMetrics(NamedTuple):
     """Results of one step, on the device; NaN where the rule did not ask for the quantity.
 
@@ -92,7 +96,7 @@ def make_selective_step(
             merged, or a rule that needs eta where none is known.
     """
     rule = get(objective) if isinstance(objective, str) else objective
-    _check(keep, validation, refresh_every)
+    _check(rule, keep, validation, refresh_every)
     scorer = make_scorer(loss_fn, rule.needs, has_aux, validation, refresh_every, is_valid)
     update = functools.partial(_update, optimizer)
 
@@ -108,7 +112,8 @@ def make_selective_step(
         key = jax.random.fold_in(state.key, state.step)
         rate = _rate(learning_rate, optimizer, state)
         scored = scorer(state, frozen, candidates, validation)
-        selection = _select(rule, keep, scored.signals._replace(memory=state.memory), rate, key)
+        memory = rule.init() if state.memory is None and rule.init is not None else state.memory
+        selection = _select(rule, keep, scored.signals._replace(memory=memory), rate, key)
         weights = selection.weights
         if row_weight is not None:
             weights = weights * jax.vmap(row_weight)(_rows(candidates, selection.indices)).astype(jnp.float32)
@@ -118,14 +123,19 @@ def make_selective_step(
         norm = optax.tree.norm(floating(grads))
         usable = (total > 0) & scored.validation_ok & jnp.isfinite(norm) & jnp.isfinite(loss)
         params, opt_state = update(state, grads, usable)
-        memory = state.memory if selection.memory is None else selection.memory
+        memory = memory if selection.memory is None else selection.memory
         new = TrainState(params, opt_state, state.step + 1, state.key, scored.direction, memory)
         return new, _metrics(scored, selection, loss, norm, usable, rate, n, aux)
 
     return step
 
 
-def _check(keep: int, validation: str, refresh_every: int) -> None:
+def _check(rule: Rule, keep: int, validation: str, refresh_every: int) -> None:
+    if unserved := rule.needs - SERVED:
+        raise ArgumentError(
+            f"the rule {rule.name!r} needs {', '.join(sorted(unserved))}, but this step computes only "
+            f"{', '.join(sorted(SERVED))}: compute the rest in your own loop and call the rule there"
+        )
     if keep < 1:
         raise ArgumentError(f"keep={keep}: at least one candidate must be kept")
     if validation not in ("merged", "cached"):

@@ -19,7 +19,8 @@ def summarize(metrics: Sequence[Record], selections: Sequence[Record]) -> Record
         `steps`; `before` and `after` (first and last evaluation: losses in nats per label token, perplexities);
         `first_loss` and `last_loss` (training loss, mean of the first and last tenth of the updates); `sources`
         (candidates, chosen, and the share of each, by source); `throughput` (medians over updates that compiled
-        nothing, so that a short run says what a long one will see); `seconds` of all updates.
+        nothing, so that a short run says what a long one will see); `seconds` of all updates; how many micro-batches
+        were `skipped`, and how many candidates and validation rows were rejected as not finite.
     """
     steps = [record for record in metrics if record["event"] == "step"]
     evaluations = [record for record in metrics if record["event"] == "evaluation"]
@@ -34,6 +35,9 @@ def summarize(metrics: Sequence[Record], selections: Sequence[Record]) -> Record
         "sources": source_shares(selections),
         "throughput": _throughput(steps),
         "seconds": sum(record["seconds"] for record in steps),
+        "skipped": sum(record["skipped"] for record in steps),
+        "rejected_candidates": sum(record["rejected_candidates"] for record in steps),
+        "rejected_validation": sum(record["rejected_validation"] for record in steps),
     }
 
 

@@ -22,8 +22,7 @@ def check_trackers(config: TrainConfig) -> None:
     for name in config.trackers:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise ConfigError(
-                f"trackers: {name} needs the package {_PACKAGES[name]}; "
-                f'install it with pip install "greats-jax[{name}]"'
+                f"trackers: {name} needs the package {_PACKAGES[name]}; run pip install {_PACKAGES[name]}"
             )
 
 

@@ -11,7 +11,7 @@ import optax
 
 from greats_jax.data import Candidates, CandidateSampler, LanguageBatch, collate
 from greats_jax.errors import RunError
-from greats_jax.models import combine, partition, save_adapter, save_pretrained
+from greats_jax.models import combine, load_tokenizer, partition, save_adapter, save_pretrained
 from greats_jax.selection import get
 from greats_jax.training.config import TrainConfig, kept, resolve, total_steps
 from greats_jax.training.costs import selection_share
@@ -35,7 +35,7 @@ from greats_jax.training.run_folder import (
     claim,
     write_summary,
 )
-from greats_jax.training.setup import TaskData, load_data, load_initial
+from greats_jax.training.setup import TaskData, check_lengths, load_data, load_initial
 from greats_jax.training.state import TrainState
 from greats_jax.training.step import make_selective_step
 from greats_jax.training.summary import summarize
@@ -201,9 +201,12 @@ class _Loaded(NamedTuple):
 
 def _load(config: TrainConfig) -> _Loaded:
     """Model and data, and the cheap checks that need them, before anything is written."""
-    model, tokenizer = load_initial(config)
+    tokenizer = load_tokenizer(config.model.source)
+    # Data first: a mistake there should not cost the time to load a large model.
     data = load_data(config, tokenizer)
     CandidateSampler(data.pool, config.batch, config.seed)  # refuses a pool that cannot fill a batch
+    model = load_initial(config)
+    check_lengths(data, model.config.max_length)
     return _Loaded(*partition(model), tokenizer, data)
 
 

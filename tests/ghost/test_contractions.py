@@ -170,3 +170,18 @@ def test_a_direction_of_the_wrong_shape_is_named():
         grads.cross(grads.by_leaf()["['bias']"])
     with pytest.raises(ArgumentError, match="stacked"):
         grads.by_leaf()["['first']"].layers()
+
+
+def test_indices_count_from_the_end_and_beyond_it_are_nan():
+    loss, params, batch = mlp()
+    _, grads = value_and_per_example_grads(loss)(params, batch)
+    close(grads[jnp.asarray([-1, 0])].gram(), grads.gram()[jnp.asarray([3, 0])][:, jnp.asarray([3, 0])])
+    assert jnp.isnan(grads[jnp.asarray([7])].gram()).all()
+
+
+def test_weights_of_the_wrong_shape_are_named():
+    loss, params, batch = mlp()
+    _, grads = value_and_per_example_grads(loss)(params, batch)
+    for weights in (jnp.ones(3), jax.tree.map(lambda x: jnp.ones((x.shape[0], 4)), params)):
+        with pytest.raises(ArgumentError, match=r"must have \(4,\)"):
+            grads.weighted_sum(weights)

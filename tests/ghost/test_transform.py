@@ -157,3 +157,20 @@ def test_batches_that_cannot_be_are_refused():
         transform(params, (x, 1.0))
     with pytest.raises(ArgumentError, match="at least two"):
         transform(params)
+
+
+@pytest.mark.parametrize("dtype", [bool, jnp.int32, jnp.bfloat16])
+def test_a_cast_that_loses_a_value_is_not_looked_through(dtype):
+    def loss(params, frozen, x):
+        scale = jnp.broadcast_to(frozen, (5, 7)).astype(dtype).astype(jnp.float32)
+        return jnp.sum((x @ (params * scale)) ** 2)
+
+    params, frozen, batch = normal(0, 5, 7), jnp.asarray(2.7), normal(1, 3, 2, 5)
+    _, grads = value_and_per_example_grads(loss, instantiate_below=0.0)(params, frozen, batch)
+    slow = reference.per_example_grads(loss, params, frozen, batch)
+    np.testing.assert_allclose(grads.gram(), reference.gram(slow), rtol=1e-5)
+
+
+def test_complex_parameters_are_refused():
+    with pytest.raises(ArgumentError, match="complex"):
+        value_and_per_example_grads(lambda p, x: jnp.abs(p * x).sum())(jnp.ones(3, complex), jnp.ones((2, 3)))

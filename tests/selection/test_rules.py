@@ -135,6 +135,14 @@ def test_a_new_rule_is_one_function():
     assert picked(get("shortest_test_rule")(Signals(losses=jnp.asarray([3.0, 1.0, 2.0])), 2)) == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["max_loss", "greats"])
+def test_there_are_k_slots_even_when_k_is_more_than_n(name):
+    signals = Signals(losses=jnp.ones(2), alignment=jnp.ones(2), gram=jnp.eye(2))
+    found = get(name)(signals, 4, learning_rate=0.1, key=KEY)
+    assert found.weights.tolist() == [1, 1, 0, 0]
+    assert found.indices.shape == (4,)
+
+
 def test_mistakes_are_named():
     with pytest.raises(ArgumentError, match="did you mean 'greats'"):
         get("great")

@@ -95,3 +95,8 @@ def test_epochs_count_candidates():
     assert total_steps(changed(batch=8, epochs=2.0, accumulate=2), 100) == 13
     assert total_steps(changed(batch=8), 100) == 13
     assert total_steps(changed(batch=8, steps=5), 100) == 5
+
+
+def test_a_seed_out_of_range_is_refused():
+    with pytest.raises(ConfigError, match="seed is"):
+        resolve(changed(seed=10**20))

@@ -174,3 +174,10 @@ def test_every_shipped_configuration_resolves():
     assert paths
     for path in paths:
         assert isinstance(resolve(load_config(path)), TrainConfig)
+
+
+def test_steps_on_the_command_line_take_the_place_of_epochs_in_the_file(base):
+    assert load_config(base, ["epochs=2"]).steps is None
+    assert load_config(base, ["epochs=2", "steps=3"]) == load_config(base, ["steps=3", "epochs=2"])
+    with pytest.raises(ConfigError, match="both given"):
+        resolve(load_config(base, ["epochs=2", "steps=3"]))

@@ -10,7 +10,7 @@ import pytest
 
 from greats_jax.errors import ArgumentError
 from greats_jax.ghost import reference
-from greats_jax.selection import Signals, get
+from greats_jax.selection import Rule, Signals, get, top_k
 from greats_jax.training import TrainState, make_selective_step
 
 RATE = 0.05
@@ -140,6 +140,42 @@ def test_without_a_usable_validation_row_the_step_is_skipped(validation):
     np.testing.assert_array_equal(state.params["first"], PARAMS["first"])
     state, metrics = step(state, FROZEN, CANDIDATES, VALIDATION)
     assert not metrics.skipped, "a later good validation batch mends the run"
+
+
+def test_a_cached_direction_is_made_as_soon_as_it_is_missing():
+    merged, state = step_and_state()
+    cached, _ = step_and_state(validation="cached", refresh_every=5)
+    state, _ = merged(state, FROZEN, CANDIDATES, VALIDATION)
+    state, metrics = cached(state, FROZEN, CANDIDATES, VALIDATION)
+    assert not metrics.skipped
+    assert int(metrics.n_validation) == 3
+
+
+def test_a_refresh_without_usable_rows_skips_the_step_and_keeps_the_direction():
+    step, state = step_and_state(validation="cached", refresh_every=2)
+    for _ in range(2):
+        state, _ = step(state, FROZEN, CANDIDATES, VALIDATION)
+    before = np.asarray(state.direction["first"])
+    state, metrics = step(state, FROZEN, CANDIDATES, tuple(jnp.full_like(x, NAN) for x in VALIDATION))
+    assert metrics.skipped
+    np.testing.assert_array_equal(state.direction["first"], before)
+
+
+def test_a_rule_with_memory_gets_it_back_at_the_next_step():
+    def counting(signals, k, *, learning_rate, key):
+        return top_k(signals.losses, k, jnp.isfinite(signals.losses))._replace(memory=signals.memory + 1)
+
+    rule = Rule("counting", frozenset({"losses"}), counting, init=lambda: jnp.zeros((), jnp.int32))
+    step, state = step_and_state(rule)
+    for expected in (1, 2):
+        state, _ = step(state, FROZEN, CANDIDATES, VALIDATION)
+        assert int(state.memory) == expected
+
+
+def test_a_rule_that_needs_what_the_step_cannot_compute_is_refused():
+    rule = Rule("by_text", frozenset({"embeddings"}), lambda *a, **b: None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ArgumentError, match="needs embeddings"):
+        step_and_state(rule)
 
 
 def test_rows_without_labels_are_never_picked():

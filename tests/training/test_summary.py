@@ -1,6 +1,13 @@
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
+from greats_jax.cli.console import closing_table
+from greats_jax.data import Example
+from greats_jax.errors import DataError
 from greats_jax.training.plots import plot_run
+from greats_jax.training.setup import TaskData, check_lengths
 from greats_jax.training.summary import source_shares, summarize
 
 
@@ -9,6 +16,7 @@ def step(number: int, loss: float | None, seconds: float = 1.0, compiled: bool =
         "event": "step", "step": number, "loss": loss, "candidate_loss": 3.0, "seconds": seconds,
         "seconds_selecting": None if compiled else seconds / 4,
         "tokens_per_second": 100 / seconds, "examples_per_second": 8 / seconds, "compiled": compiled,
+        "skipped": int(loss is None), "rejected_candidates": 2 * (loss is None), "rejected_validation": 0,
     }  # fmt: skip
 
 
@@ -47,6 +55,7 @@ def test_summary_of_a_run():
         evaluation(3, 5.0), step(4, 2.0, seconds=4.0), evaluation(4, 4.0),
     ]  # fmt: skip
     summary = summarize(metrics, [SELECTION])
+    assert (summary["skipped"], summary["rejected_candidates"], summary["rejected_validation"]) == (1, 2, 0)
     assert summary["steps"] == 4
     assert summary["before"]["validation_perplexity"] == 9.0
     assert summary["after"]["test_perplexity"] == 8.0
@@ -73,3 +82,19 @@ def test_curves_are_drawn_also_with_gaps(tmp_path):
     assert sorted(path.name for path in paths) == ["loss.png", "perplexity.png", "sources.png"]
     for path in paths:
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_closing_table_says_what_was_skipped():
+    summary = {"steps": 3, "before": None, "after": None, "sources": {}, "throughput": {}, "seconds": 1.0}
+    assert "warning" not in closing_table(summary)
+    assert "every update was skipped" in closing_table({**summary, "skipped": 3})
+    assert "2 of 3 update" in closing_table({**summary, "skipped": 2})
+    assert "5 candidates were left out" in closing_table({**summary, "rejected_candidates": 5})
+
+
+def test_an_example_longer_than_the_model_is_refused():
+    example = Example("a", "s", np.zeros(9, np.int32), np.ones(9, bool))
+    data = TaskData(SimpleNamespace(examples=(example,)), (example,), ())  # pyright: ignore[reportArgumentType]
+    check_lengths(data, 9)
+    with pytest.raises(DataError, match=r"data\.max_length=8"):
+        check_lengths(data, 8)
