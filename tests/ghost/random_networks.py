@@ -100,8 +100,8 @@ def _run(kind: str, w: dict[str, Array], h: Array, around: Around) -> Array:
             return centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-3) * w["scale"] + w["bias"]
         case "twice":
             return jnp.tanh(jnp.tanh(h @ w["kernel"]) @ w["kernel"])
-        case "views":  # of a weight: transposed, negated, scaled and reshaped
-            split = (-0.5 * w["kernel"].T).reshape(h.shape[1], *around.heads)
+        case "views":  # of a weight: transposed, negated, divided and reshaped
+            split = (-w["kernel"].T / 2).reshape(h.shape[1], *around.heads)
             merge = w["kernel"].reshape(*around.heads, h.shape[1])
             return h + jnp.einsum("the,hed->td", jnp.tanh(jnp.einsum("td,dhe->the", h, split)), merge)
         case "branches":  # a scan whose iterations all see the same input
