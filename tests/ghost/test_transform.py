@@ -49,6 +49,15 @@ def test_integer_and_boolean_parameters_are_constants():
     assert grads.explain()["['count']"].kind == "constant"
 
 
+def test_a_parameter_that_the_loss_does_not_use_has_gradient_zero():
+    loss, params, batch = mlp()
+    _, grads = value_and_per_example_grads(loss)({**params, "spare": normal(0, 3, 2)}, batch)
+    _, plain = value_and_per_example_grads(loss)(params, batch)
+    np.testing.assert_allclose(grads.gram(), plain.gram(), rtol=1e-6)
+    np.testing.assert_array_equal(grads.weighted_sum(jnp.ones(4))["spare"], np.zeros((3, 2)))
+    assert grads.explain()["['spare']"].kind == "zero"
+
+
 def test_results_keep_the_dtype_of_their_parameter():
     loss, params, batch = mlp()
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
