@@ -64,7 +64,7 @@ def test_wandb_gets_configuration_scalars_and_an_end(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "module"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")])
 def test_a_package_that_is_missing_is_named_with_the_way_to_get_it(monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"pip install .*greats-jax\[{name}\]"):
+    with pytest.raises(ConfigError, match=f"run pip install {module}"):
         check_trackers(config(name))
 
 

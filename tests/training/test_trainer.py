@@ -210,7 +210,7 @@ def test_without_matplotlib_one_line_says_how_to_get_curves(finished_run: Finish
     trainer._finish(tmp_path / "run", "finished", tracker.record)
     [notice] = tracker.events
     assert isinstance(notice, Noticed)
-    assert "greats-jax[plots]" in notice.text
+    assert "pip install matplotlib" in notice.text
     assert RunResult.load(tmp_path / "run").plots == ()
 
 
