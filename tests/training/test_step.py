@@ -32,7 +32,7 @@ CANDIDATES = (normal(3, 8, 5, 4), normal(4, 8, 5, 3))
 VALIDATION = (normal(5, 3, 5, 4), normal(6, 3, 5, 3))
 
 
-def step_and_state(objective="greats", optimizer=None, **options):
+def step_and_state(objective: str | Rule = "greats", optimizer=None, **options):
     optimizer = optimizer or optax.adamw(RATE)
     options = {"keep": 4, "learning_rate": RATE, **options}
     return make_selective_step(loss_fn, optimizer, objective, **options), TrainState.create(PARAMS, optimizer)
