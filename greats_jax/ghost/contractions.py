@@ -14,7 +14,6 @@ from jax import lax
 from greats_jax.ghost.einsum import (
     Labels,
     Plan,
-    Sizes,
     Spec,
     Tensor,
     accumulation_dtype,
@@ -52,7 +51,7 @@ def gram(leaf: Factored, keep: Labels = ()) -> Array | None:
     parts = [_self_gram(leaf, term, keep) for term in terms]
     for i, a in enumerate(terms):
         for b in terms[i + 1 :]:
-            mixed = _pair(leaf.tensors(a), _as_other(leaf, leaf.tensors(b)), (*keep, EXAMPLE, OTHER)) * (
+            mixed = contract([*leaf.tensors(a), *_as_other(leaf, leaf.tensors(b))], (*keep, EXAMPLE, OTHER)) * (
                 a.coefficient * b.coefficient
             )
             parts.append(mixed + jnp.swapaxes(mixed, -1, -2))
@@ -66,7 +65,9 @@ def cross(leaf: Factored, other: Factored, keep: Labels = ()) -> Array | None:
     for a in leaf.spec.terms or ():
         for b in other.spec.terms or ():
             right = _as_other(other, other.tensors(b), leaf.spec)
-            parts.append(_pair(leaf.tensors(a), right, (*keep, EXAMPLE, OTHER)) * (a.coefficient * b.coefficient))
+            parts.append(
+                contract([*leaf.tensors(a), *right], (*keep, EXAMPLE, OTHER)) * (a.coefficient * b.coefficient)
+            )
     return sum(parts[1:], start=parts[0]) if parts else None
 
 
@@ -78,7 +79,8 @@ def squared_norms(leaf: Factored, keep: Labels = ()) -> Array | None:
         for j, b in enumerate(terms[i:]):
             right = _as_other(leaf, leaf.tensors(b), example=EXAMPLE)
             parts.append(
-                _pair(leaf.tensors(a), right, (*keep, EXAMPLE)) * (a.coefficient * b.coefficient * (1 if j == 0 else 2))
+                contract([*leaf.tensors(a), *right], (*keep, EXAMPLE))
+                * (a.coefficient * b.coefficient * (1 if j == 0 else 2))
             )
     return sum(parts[1:], start=parts[0]) if parts else None
 
@@ -147,10 +149,6 @@ def _weigh(table: Array, weights: Array) -> Array:
 # ---- pairs -----------------------------------------------------------------------------------------------------------
 
 
-def _pair(left: Sequence[Tensor], right: Sequence[Tensor], out: Labels) -> Array:
-    return contract([*left, *right], out)
-
-
 def _as_other(
     leaf: Factored, tensors: Sequence[Tensor], match: LeafSpec | None = None, example: int = OTHER
 ) -> list[Tensor]:
@@ -189,7 +187,7 @@ def _self_gram(leaf: Factored, term: TermSpec, keep: Labels) -> Array:
     scale = term.coefficient**2
     left = leaf.tensors(term)
     if gram_plan(leaf, term)[0] != "instantiate":
-        return _pair(left, _as_other(leaf, left), (*keep, EXAMPLE, OTHER)) * scale
+        return contract([*left, *_as_other(leaf, left)], (*keep, EXAMPLE, OTHER)) * scale
     cuts = [(label, count) for label, count in _instance_cuts(leaf, _rows(leaf)) if label not in keep]
     return _instantiated_gram(leaf, left, keep, cuts) * scale
 
@@ -319,18 +317,3 @@ def _recut(leaf: Factored, target: tuple[tuple[int, ...], ...]) -> Factored:
         terms.append(TermSpec(tuple(operands), term.coefficient))
     new_sizes = tuple(pair for label, _ in leaf.spec.sizes for pair in table[label])
     return Factored(replace(leaf.spec, splits=tuple(splits), sizes=new_sizes, terms=tuple(terms)), tuple(pool))
-
-
-__all__ = [
-    "OTHER",
-    "Factored",
-    "Sizes",
-    "align_with",
-    "cross",
-    "dot",
-    "gram",
-    "gram_plan",
-    "materialize",
-    "squared_norms",
-    "weighted_sum",
-]

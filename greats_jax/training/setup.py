@@ -1,5 +1,6 @@
 """From a resolved configuration to what a run works on: tokenizer, model, pool and target task."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -44,14 +45,12 @@ def load_base(config: ModelConfig) -> tuple[Decoder, PreTrainedTokenizerBase]:
     Raises:
         ModelError: The model cannot be found or read.
     """
-    tokenizer = load_tokenizer(config.source)
-    model = from_pretrained(config.source, config.dtype, config.compute_dtype, config.remat)
-    return model, tokenizer
+    return _pretrained(config, config.source), load_tokenizer(config.source)
 
 
 def load_initial(config: TrainConfig) -> Decoder:
     """The model as a run starts from it: with fresh adapters if it has any."""
-    model = from_pretrained(config.model.source, config.model.dtype, config.model.compute_dtype, config.model.remat)
+    model = _pretrained(config.model, config.model.source)
     return model if config.lora is None else add_lora(model, config.lora, jax.random.key(config.seed))
 
 
@@ -77,8 +76,11 @@ def load_trained(run: RunResult) -> tuple[Decoder, PreTrainedTokenizerBase]:
     """
     config = run.config.model
     if run.config.lora is None:
-        return from_pretrained(run.weights, config.dtype, config.compute_dtype, config.remat), load_tokenizer(
-            run.weights
-        )
+        return _pretrained(config, run.weights), load_tokenizer(run.weights)
     model, tokenizer = load_base(config)
     return load_adapter(model, run.weights), tokenizer
+
+
+def _pretrained(config: ModelConfig, source: str | Path) -> Decoder:
+    """The weights at `source`, in the dtypes and with the rematerialisation of the configuration."""
+    return from_pretrained(source, config.dtype, config.compute_dtype, config.remat)

@@ -12,7 +12,7 @@ import optax
 
 from greats_jax.errors import ArgumentError
 from greats_jax.selection import Rule, Selection, Signals, get
-from greats_jax.training.scoring import Scored, Scorer, make_scorer
+from greats_jax.training.scoring import Scored, make_scorer
 from greats_jax.training.state import TrainState, floating, learning_rate_in, with_floating
 
 Array = jax.Array
@@ -221,6 +221,3 @@ def _metrics(
         learning_rate=jnp.asarray(jnp.nan if rate is None else rate, jnp.float32),
         aux=aux if scored.aux is None else scored.aux,
     )
-
-
-__all__ = ["Scorer", "StepMetrics", "make_selective_step"]

@@ -3,8 +3,7 @@
 from typing import Any
 
 from greats_jax.models.config import DecoderConfig
-from greats_jax.models.families.family import Family
-from greats_jax.models.families.llama import LlamaBlock, llama_weights, read_llama_like, write_llama_like
+from greats_jax.models.families.llama import LLAMA, read_llama_like, write_llama_like
 
 
 def _read(hf: Any) -> DecoderConfig:
@@ -16,14 +15,10 @@ def _write(config: DecoderConfig) -> dict[str, Any]:
     return write_llama_like(config) | {"sliding_window": config.windows[0] if config.windows else None}
 
 
-MISTRAL = Family(
+MISTRAL = LLAMA._replace(
     name="mistral",
     architecture="MistralForCausalLM",
     config_class="MistralConfig",
-    block=LlamaBlock,
     read=_read,
     write=_write,
-    weights=llama_weights,
-    optional_prefix="model.",
-    ignored=("rotary_emb.inv_freq",),
 )

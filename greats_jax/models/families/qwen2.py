@@ -3,10 +3,8 @@
 from typing import Any
 
 from greats_jax.models.config import DecoderConfig
-from greats_jax.models.families.family import Family
 from greats_jax.models.families.llama import (
-    LlamaBlock,
-    llama_weights,
+    LLAMA,
     read_llama_like,
     read_windows,
     write_llama_like,
@@ -22,14 +20,10 @@ def _write(config: DecoderConfig) -> dict[str, Any]:
     return write_llama_like(config) | write_windows(config)
 
 
-QWEN2 = Family(
+QWEN2 = LLAMA._replace(
     name="qwen2",
     architecture="Qwen2ForCausalLM",
     config_class="Qwen2Config",
-    block=LlamaBlock,
     read=_read,
     write=_write,
-    weights=llama_weights,
-    optional_prefix="model.",
-    ignored=("rotary_emb.inv_freq",),
 )

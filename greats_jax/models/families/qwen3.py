@@ -3,10 +3,8 @@
 from typing import Any
 
 from greats_jax.models.config import DecoderConfig
-from greats_jax.models.families.family import Family
 from greats_jax.models.families.llama import (
-    LlamaBlock,
-    llama_weights,
+    LLAMA,
     read_llama_like,
     read_windows,
     write_llama_like,
@@ -25,14 +23,10 @@ def _write(config: DecoderConfig) -> dict[str, Any]:
     return write_llama_like(config) | write_windows(config) | {"attention_bias": config.qkv_bias}
 
 
-QWEN3 = Family(
+QWEN3 = LLAMA._replace(
     name="qwen3",
     architecture="Qwen3ForCausalLM",
     config_class="Qwen3Config",
-    block=LlamaBlock,
     read=_read,
     write=_write,
-    weights=llama_weights,
-    optional_prefix="model.",
-    ignored=("rotary_emb.inv_freq",),
 )
