@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from greats_jax.ghost.einsum import (
     Plan,
     Spec,
     Tensor,
-    accumulation_dtype,
     contract,
     plan_contraction,
     sizes_of,
@@ -25,6 +24,7 @@ from greats_jax.ghost.einsum import (
 from greats_jax.ghost.layout import EXAMPLE, LeafSpec, TermSpec, finest_splits, split_sizes
 
 Array = jax.Array
+PyTree = Any
 
 # Per-example products are formed in slices of this many bytes: read again at once, they should still be in cache.
 INSTANCE_LIMIT = 2**24
@@ -48,13 +48,14 @@ class Factored(NamedTuple):
 def gram(leaf: Factored, keep: Labels = ()) -> Array | None:
     """`<g_i, g_j>` of one leaf, `[*keep, n, n]`; None if the gradient is always zero."""
     terms = leaf.spec.terms or ()
-    parts = [_self_gram(leaf, term, keep) for term in terms]
+    if terms and gram_plan(leaf)[0] == "instantiate":
+        return fold_products(leaf, lambda product: _product_gram(product, leaf, keep), keep)
+    parts = []
     for i, a in enumerate(terms):
-        for b in terms[i + 1 :]:
-            mixed = contract([*leaf.tensors(a), *_as_other(leaf, leaf.tensors(b))], (*keep, EXAMPLE, OTHER)) * (
-                a.coefficient * b.coefficient
-            )
-            parts.append(mixed + jnp.swapaxes(mixed, -1, -2))
+        for j, b in enumerate(terms[i:]):
+            mixed = contract([*leaf.tensors(a), *_as_other(leaf, leaf.tensors(b))], (*keep, EXAMPLE, OTHER))
+            mixed *= a.coefficient * b.coefficient
+            parts.append(mixed if j == 0 else mixed + jnp.swapaxes(mixed, -1, -2))
     return sum(parts[1:], start=parts[0]) if parts else None
 
 
@@ -118,27 +119,37 @@ def align_with(leaf: Factored, other: Factored, weights: Array) -> Array | None:
     """`<g_i, sum_j w_j h_j>` of one leaf, `[n]`: by the summed direction or by pairs, whichever costs less."""
     if not leaf.spec.terms or not other.spec.terms:
         return None
-    if _direction_flops(leaf, other) <= _pair_flops(leaf, other):
+    if _sum_flops(other) + _sum_flops(leaf) <= _pair_flops(leaf, other):
         return dot(leaf, weighted_sum(other, weights))
     table = cross(leaf, other)
     return None if table is None else _weigh(table, weights)
 
 
-def gram_and_alignment(both: Factored, ours: Factored, theirs: Factored, weights: Array) -> tuple[Array, Array] | None:
-    """`(gram(ours), align_with(ours, theirs, weights))` of one leaf; `both` holds the rows of ours, then of theirs.
-
-    The Gram of all rows holds both answers, and costs less than two contractions when a per-example product has to be
-    formed anyway: 17 rows instead of 16, and no second pass over the factors.
-    """
-    if not both.spec.terms:
+def gram_and_dot(leaf: Factored, direction: Array) -> tuple[Array, Array] | None:
+    """`(gram(leaf), dot(leaf, direction))`; where per-example products are formed, both are taken from them."""
+    if not leaf.spec.terms:
         return None
-    separate = _gram_flops(ours) + min(_direction_flops(ours, theirs), _pair_flops(ours, theirs))
-    n = _rows(ours)
-    if _gram_flops(both) < separate:
-        table = gram(both)
-        return None if table is None else (table[:n, :n], _weigh(table[:n, n:], weights))
-    own, aligned = gram(ours), align_with(ours, theirs, weights)
-    return None if own is None or aligned is None else (own, aligned)
+    if gram_plan(leaf)[0] != "instantiate":
+        own, aligned = gram(leaf), dot(leaf, direction)
+        return None if own is None or aligned is None else (own, aligned)
+    target = Tensor(direction.reshape(leaf.spec.atom_shape), Spec(leaf.spec.out))
+
+    def both(product: Tensor, part: Tensor) -> tuple[Array, Array]:
+        return _product_gram(product, leaf, ()), contract([product, part], (EXAMPLE,))
+
+    return fold_products(leaf, both, (), target)
+
+
+def gram_and_alignment(ours: Factored, theirs: Factored, weights: Array) -> tuple[Array, Array] | None:
+    """`(gram(ours), align_with(ours, theirs, weights))` of one leaf, by pairs or through the summed direction."""
+    if not ours.spec.terms or not theirs.spec.terms:
+        return None
+    by_products = gram_plan(ours)[0] == "instantiate"
+    through = _sum_flops(theirs) + (0.0 if by_products else _sum_flops(ours))
+    if through <= _pair_flops(ours, theirs):
+        return gram_and_dot(ours, weighted_sum(theirs, weights))
+    own, table = gram(ours), cross(ours, theirs)
+    return None if own is None or table is None else (own, _weigh(table, weights))
 
 
 def _weigh(table: Array, weights: Array) -> Array:
@@ -165,57 +176,84 @@ def _as_other(
     return [t._replace(spec=respec(t.spec)) for t in tensors]
 
 
-def gram_plan(leaf: Factored, term: TermSpec) -> tuple[str, Plan]:
-    """How the Gram of one term is computed: `ghost` (token by token) or `instantiate` (one product per example)."""
-    left = leaf.tensors(term)
-    right = _as_other(leaf, left)
-    specs = tuple(t.spec for t in (*left, *right))
-    ghost = plan_contraction(specs, (EXAMPLE, OTHER), sizes_of([*left, *right], {}))
-    if len(left) == 1 and left[0].spec.one_hot is None:
+def gram_plan(leaf: Factored) -> tuple[str, Plan]:
+    """How the Gram of a leaf is computed, by the smaller number of FLOPs.
+
+    `whole`: from arrays that are stored per example; `ghost`: token by token from the factors; `instantiate`: one
+    product per example, formed slice by slice.
+    """
+    terms = leaf.spec.terms or ()
+    pairs = [_pair_plan(leaf, a, b) for i, a in enumerate(terms) for b in terms[i:]]
+    ghost = Plan(sum(p.flops for p in pairs), max(p.peak_bytes for p in pairs), None, max(p.slices for p in pairs))
+    if all(len(term.operands) == 1 and term.operands[0][1].one_hot is None for term in terms):
         return "whole", ghost
-    if any(t.spec.one_hot is not None for t in left):
-        return "ghost", ghost
     n = _rows(leaf)
-    flops = _flops(leaf, term, (EXAMPLE, *leaf.spec.out)) + 2.0 * n * n * leaf.spec.size
+    flops = _sum_flops(leaf) + 2.0 * n * n * leaf.spec.size
     if flops >= ghost.flops:
         return "ghost", ghost
     slices = math.prod(count for _, count in _instance_cuts(leaf, n))
     return "instantiate", Plan(flops, 4 * n * leaf.spec.size // slices, None, slices)
 
 
-def _self_gram(leaf: Factored, term: TermSpec, keep: Labels) -> Array:
-    scale = term.coefficient**2
-    left = leaf.tensors(term)
-    if gram_plan(leaf, term)[0] != "instantiate":
-        return contract([*left, *_as_other(leaf, left)], (*keep, EXAMPLE, OTHER)) * scale
+def _pair_plan(leaf: Factored, a: TermSpec, b: TermSpec) -> Plan:
+    both = [*leaf.tensors(a), *_as_other(leaf, leaf.tensors(b))]
+    return plan_contraction(tuple(t.spec for t in both), (EXAMPLE, OTHER), sizes_of(both, {}))
+
+
+# ---- products of one example, slice by slice -------------------------------------------------------------------------
+
+
+def fold_products(leaf: Factored, use: Callable[..., PyTree], keep: Labels = (), *others: Tensor) -> PyTree:
+    """Sum of `use(g, *others)` over slices of the leaf, `g` being the per-example gradient in that slice.
+
+    Args:
+        leaf: a leaf with terms.
+        use: from a slice of `[n, *out]` (and the same slice of `others`) to arrays that add up over slices.
+        keep: labels that are not cut.
+        others: tensors labelled like the parameter, cut along.
+
+    Returns:
+        What `use` returns, summed. A slice has at most `INSTANCE_LIMIT` bytes where the leaf can be cut that far.
+    """
     cuts = [(label, count) for label, count in _instance_cuts(leaf, _rows(leaf)) if label not in keep]
-    return _instantiated_gram(leaf, left, keep, cuts) * scale
+    return _fold(leaf, [leaf.tensors(t) for t in leaf.spec.terms or ()], use, others, cuts)
 
 
-def _instantiated_gram(leaf: Factored, tensors: Sequence[Tensor], keep: Labels, cuts: list[tuple[int, int]]) -> Array:
-    """Form per-example products and multiply them, one slice after another over the labels in `cuts`."""
-    rows = (EXAMPLE, *leaf.spec.out)
+def _fold(
+    leaf: Factored,
+    terms: Sequence[Sequence[Tensor]],
+    use: Callable[..., PyTree],
+    others: Sequence[Tensor],
+    cuts: Sequence[tuple[int, int]],
+) -> PyTree:
     if not cuts:
-        whole = Tensor(contract(tensors, rows), Spec(rows))
-        return contract([whole, *_as_other(leaf, [whole])], (*keep, EXAMPLE, OTHER))
+        rows = (EXAMPLE, *leaf.spec.out)
+        coefficients = [t.coefficient for t in leaf.spec.terms or ()]
+        parts = [contract(t, rows, dict(leaf.spec.sizes)) * c for t, c in zip(terms, coefficients, strict=True)]
+        return use(Tensor(sum(parts[1:], start=parts[0]), Spec(rows)), *others)
     (label, count), rest = cuts[0], cuts[1:]
     width = dict(leaf.spec.sizes)[label] // count
 
-    def part(i: Array) -> Array:
-        return _instantiated_gram(leaf, [take_slice(t, label, i * width, width) for t in tensors], keep, rest)
+    def part(i: Array) -> PyTree:
+        cut = [[take_slice(t, label, i * width, width) for t in term] for term in terms]
+        return _fold(leaf, cut, use, [take_slice(t, label, i * width, width) for t in others], rest)
 
-    sizes = [dict(leaf.spec.sizes)[x] for x in keep] + [_rows(leaf)] * 2
-    start = jnp.zeros(sizes, accumulation_dtype([t.array for t in tensors]))
-    return lax.fori_loop(0, count, lambda i, total: total + part(i), start)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, jnp.zeros((), jnp.int32)))
+    return lax.fori_loop(0, count, lambda i, total: jax.tree.map(jnp.add, total, part(i)), start)
+
+
+def _product_gram(product: Tensor, leaf: Factored, keep: Labels) -> Array:
+    return contract([product, *_as_other(leaf, [product])], (*keep, EXAMPLE, OTHER))
 
 
 def _instance_cuts(leaf: Factored, n: int) -> list[tuple[int, int]]:
     """Labels and numbers of slices, layers first, until the products of all examples fit `INSTANCE_LIMIT`."""
     need = math.ceil(4 * n * leaf.spec.size / INSTANCE_LIMIT)
+    classes = {spec.one_hot for term in leaf.spec.terms or () for _, spec in term.operands}
     cuts = []
     for label, size in leaf.spec.sizes:
-        if need <= 1:
-            break
+        if need <= 1 or label in classes:
+            continue
         count = next((d for d in range(need, size + 1) if size % d == 0), size)
         cuts.append((label, count))
         need = math.ceil(need / count)
@@ -249,19 +287,9 @@ def _pair_flops(leaf: Factored, other: Factored) -> float:
     return total
 
 
-def _direction_flops(leaf: Factored, other: Factored) -> float:
-    summed = sum(_flops(other, t, other.spec.out) for t in other.spec.terms or ())
-    return summed + sum(_flops(leaf, t, leaf.spec.out) for t in leaf.spec.terms or ())
-
-
-def _gram_flops(leaf: Factored) -> float:
-    terms = leaf.spec.terms or ()
-    total = sum(gram_plan(leaf, term)[1].flops for term in terms)
-    for i, a in enumerate(terms):
-        for b in terms[i + 1 :]:
-            mixed = [*leaf.tensors(a), *_as_other(leaf, leaf.tensors(b))]
-            total += plan_contraction(tuple(t.spec for t in mixed), (EXAMPLE, OTHER), sizes_of(mixed, {})).flops
-    return total
+def _sum_flops(leaf: Factored) -> float:
+    """Of one product of the leaf per example: what a weighted sum, a direction or the products themselves cost."""
+    return sum(_flops(leaf, term, leaf.spec.out) for term in leaf.spec.terms or ())
 
 
 # ---- rows and axes ---------------------------------------------------------------------------------------------------

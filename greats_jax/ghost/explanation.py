@@ -19,7 +19,7 @@ class LeafExplanation(NamedTuple):
         kind: `factored` (operands of an outer product), `instantiated` (the product, smaller than its operands),
             `whole` (a vector kept per example), `materialized (ended at <primitive>)` (not recognised), `zero` or
             `constant`.
-        contraction: how its Gram is computed, term by term.
+        contraction: how its Gram is computed, see `gram_plan`.
         flops: of the Gram.
         stored_bytes: of its operands; an operand shared by several leaves is counted at each.
         peak_bytes: largest intermediate of the Gram.
@@ -74,16 +74,15 @@ def explain_leaf(leaf: Factored) -> LeafExplanation:
     spec = leaf.spec
     if not spec.terms:
         return LeafExplanation(spec.path, spec.shape, spec.kind, "none", 0.0, 0, 0)
-    plans = [gram_plan(leaf, term) for term in spec.terms]
-    names = [kind + (f" in {plan.slices} slices" if plan.slices > 1 else "") for kind, plan in plans]
+    name, plan = gram_plan(leaf)
     arrays = {i: leaf.pool[i] for term in spec.terms for i, _ in term.operands}
     stored = sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays.values())
     return LeafExplanation(
         spec.path,
         spec.shape,
         spec.kind,
-        " + ".join(names),
-        sum(p.flops for _, p in plans),
+        name + (f" in {plan.slices} slices" if plan.slices > 1 else ""),
+        plan.flops,
         stored,
-        max(p.peak_bytes for _, p in plans),
+        plan.peak_bytes,
     )

@@ -103,10 +103,23 @@ class PerExampleGrads:
             The Gram matrix of the candidates, f32[n, n], and their alignment, f32[n]. The numbers are those of
             `gram` and `align` on the two groups; leaf by leaf one contraction gives both where that costs fewer FLOPs.
         """
-        parts = zip(self._factored(), self[:n]._factored(), self[n:]._factored(), strict=True)
-        pairs = [pair for leaves in parts if (pair := c.gram_and_alignment(*leaves, weights)) is not None]
-        grams, alignments = zip(*pairs, strict=True) if pairs else ((), ())
-        return self._total(list(grams), (n, n)), self._total(list(alignments), (n,))
+        parts = zip(self[:n]._factored(), self[n:]._factored(), strict=True)
+        return self[:n]._both([c.gram_and_alignment(ours, theirs, weights) for ours, theirs in parts])
+
+    def gram_and_dot(self, direction: PyTree) -> tuple[Array, Array]:
+        """`gram()` and `dot(direction)`, f32[n, n] and f32[n]; a per-example product that has to be formed serves both.
+
+        Raises:
+            ArgumentError: the direction has another structure or shape than the parameters.
+        """
+        values = self._match(direction, "direction")
+        return self._both([c.gram_and_dot(leaf, v) for leaf, v in zip(self._factored(), values, strict=True)])
+
+    def _both(self, pairs: list[tuple[Array, Array] | None]) -> tuple[Array, Array]:
+        grams, products = (
+            zip(*(p for p in pairs if p is not None), strict=True) if any(p is not None for p in pairs) else ((), ())
+        )
+        return self._total(list(grams), (self.n, self.n)), self._total(list(products), (self.n,))
 
     def weighted_sum(self, weights: Array | PyTree, dtype: Any = None) -> PyTree:
         """`sum_i w_i g_i`, a pytree like the parameters, each leaf in its parameter's dtype (or in `dtype`).

@@ -163,8 +163,9 @@ def _cached_scorer(
         )
         losses, grads = transform(state.params, frozen, candidates)
         losses, aux = losses if has_aux else (losses, None)
-        alignment = grads.dot(with_floating(state.params, direction))
-        signals = _signals(needs, losses, grads, is_valid, candidates, alignment)
+        target = with_floating(state.params, direction)
+        gram, alignment = grads.gram_and_dot(target) if "gram" in needs else (None, grads.dot(target))
+        signals = _signals(needs, losses, grads, is_valid, candidates, alignment, gram)
         ok = found & jnp.isfinite(alignment).any()
         return Scored(signals, _from_factors(losses, grads), direction, loss, ok, used, rejected, aux)
 

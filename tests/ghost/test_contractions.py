@@ -153,6 +153,15 @@ def test_gram_and_alignment_in_one_are_those_taken_apart(network):
     close((gram, alignment), (grads[:4].gram(), grads[:4].align(grads[4:], weights)))
 
 
+def test_gram_and_direction_product_in_one_are_those_taken_apart():
+    loss, params, batch = decoder(n=6, t=9)
+    _, grads = value_and_per_example_grads(loss, instantiate_below=0.0)(params, batch)
+    direction = jax.tree.map(lambda x: x + 0.1, params)
+    together, apart = jax.jit(lambda g, v: (g.gram_and_dot(v), (g.gram(), g.dot(v))))(grads, direction)
+    np.testing.assert_allclose(together[0], apart[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(together[1], apart[1], rtol=1e-4, atol=1e-5)
+
+
 def test_leaves_sum_to_the_whole():
     loss, params, batch = decoder()
     _, grads = value_and_per_example_grads(loss)(params, batch)
