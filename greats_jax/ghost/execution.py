@@ -1,23 +1,41 @@
 """Evaluate only what is asked of a flat jaxpr, including values inside scan bodies.
 
 A scan is emitted again through `jax.lax.scan` with the outputs that are still wanted, plus the inner values that became
-factors: the products it used to stack or accumulate are no longer computed.
+factors, or what has been made of them in the same iteration: the products it used to stack or accumulate are no longer
+computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 from jax import lax
 
 from greats_jax.ghost.inlining import ScanParts, bind, is_scan, read, scan_parts
 from greats_jax.ghost.terms import Stacked, Value
 
 Array = jax.Array
+PyTree = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """The sum, over the iterations of a scan, of what `use` makes of values inside its body.
+
+    Attributes:
+        eqn: the scan.
+        inner: values of its body.
+        use: `use(arrays, iteration) -> pytree of arrays`; `iteration` is the index into what the scan stacks.
+    """
+
+    eqn: jex.JaxprEqn
+    inner: tuple[Value, ...]
+    use: Callable[[list[Array], Array], PyTree]
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,7 @@ class ScanStep:
     carry: tuple[int, ...]
     ys: tuple[int, ...]
     requests: tuple[Value, ...]
+    folds: tuple[Folded, ...]
     body: Program
 
 
@@ -42,13 +61,13 @@ class Program:
 
 
 def prune(jaxpr: jex.Jaxpr, wanted: Iterable[Any]) -> Program:
-    """Keep the equations that `wanted` (variables, literals or values inside scans) depends on."""
+    """Keep the equations that `wanted` depends on: variables, literals, values inside scans or sums of such."""
     wanted = tuple(dict.fromkeys(w for w in wanted if not isinstance(w, jex.Literal)))
-    needed: set[jex.Var] = {w for w in wanted if not isinstance(w, Stacked)}
-    requests: dict[int, list[Value]] = {}
+    needed: set[jex.Var] = {w for w in wanted if not isinstance(w, Stacked | Folded)}
+    requests: dict[int, list[Stacked | Folded]] = {}
     for value in wanted:
-        if isinstance(value, Stacked):
-            requests.setdefault(id(value.eqn), []).append(value.inner)
+        if isinstance(value, Stacked | Folded):
+            requests.setdefault(id(value.eqn), []).append(value)
     steps = []
     for eqn in reversed(jaxpr.eqns):
         asked = requests.get(id(eqn), [])
@@ -63,14 +82,19 @@ def prune(jaxpr: jex.Jaxpr, wanted: Iterable[Any]) -> Program:
     return Program(jaxpr, tuple(reversed(steps)), wanted, frozenset(needed))
 
 
-def _prune_scan(eqn: jex.JaxprEqn, needed: set[jex.Var], asked: Sequence[Value]) -> tuple[ScanStep, list[jex.Var]]:
+def _prune_scan(
+    eqn: jex.JaxprEqn, needed: set[jex.Var], asked: Sequence[Stacked | Folded]
+) -> tuple[ScanStep, list[jex.Var]]:
     parts = scan_parts(eqn)
+    requests = tuple(dict.fromkeys(a.inner for a in asked if isinstance(a, Stacked)))
+    folds = tuple(a for a in asked if isinstance(a, Folded))
+    inside = [*requests, *(v for fold in folds for v in fold.inner)]
     inner = parts.body.jaxpr
     carry_in = parts.split(inner.invars)[1]
     ys = [i for i in range(parts.num_carry, len(eqn.outvars)) if eqn.outvars[i] in needed]
     carry = {i for i in range(parts.num_carry) if eqn.outvars[i] in needed}
     while True:
-        body = prune(inner, [*(inner.outvars[i] for i in sorted(carry)), *(inner.outvars[i] for i in ys), *asked])
+        body = prune(inner, [*(inner.outvars[i] for i in sorted(carry)), *(inner.outvars[i] for i in ys), *inside])
         grown = carry | {i for i, v in enumerate(carry_in) if v in body.inputs}
         if grown == carry:
             break
@@ -80,7 +104,7 @@ def _prune_scan(eqn: jex.JaxprEqn, needed: set[jex.Var], asked: Sequence[Value])
         for i, (outer, v) in enumerate(zip(eqn.invars, inner.invars, strict=True))
         if not isinstance(outer, jex.Literal) and (v in body.inputs or i - parts.num_consts in carry)
     ]
-    return ScanStep(parts, tuple(sorted(carry)), tuple(ys), tuple(dict.fromkeys(asked)), body), used
+    return ScanStep(parts, tuple(sorted(carry)), tuple(ys), requests, folds, body), used
 
 
 class Results:
@@ -88,16 +112,16 @@ class Results:
 
     def __init__(self, consts: Sequence[tuple[jex.Var, Array]], args: Sequence[tuple[jex.Var, Array]]):
         self._env: dict[jex.Var, Array] = {**dict(consts), **dict(args)}
-        self._stacked: dict[Stacked, Array] = {}
+        self._of_scans: dict[Stacked | Folded, Any] = {}
 
-    def __getitem__(self, value: Any) -> Array:
-        """The array of a variable, literal or stacked value."""
-        return self._stacked[value] if isinstance(value, Stacked) else read(self._env, value)
+    def __getitem__(self, value: Any) -> Any:
+        """The array of a variable, literal or stacked value; the pytree of a folded one."""
+        return self._of_scans[value] if isinstance(value, Stacked | Folded) else read(self._env, value)
 
-    def set(self, value: Any, array: Array) -> None:
+    def set(self, value: Any, array: Any) -> None:
         """Record an array."""
-        if isinstance(value, Stacked):
-            self._stacked[value] = array
+        if isinstance(value, Stacked | Folded):
+            self._of_scans[value] = array
         else:
             self._env[value] = array
 
@@ -124,19 +148,26 @@ def _execute_scan(eqn: jex.JaxprEqn, step: ScanStep, results: Results) -> None:
     consts, _, xs = parts.split(used)
     outer_carry = parts.split(eqn.invars)[1]
 
-    def body(carry: list[Array], x: list[Array | None]) -> tuple[list[Array], tuple[list[Array], list[Array]]]:
+    def body(carry: list[Array], x: tuple[Array, list[Array | None]]) -> tuple[list[Array], tuple]:
+        iteration, x = x
         full: list[Array | None] = [None] * parts.num_carry
         for i, value in zip(step.carry, carry, strict=True):
             full[i] = value
         inside = execute(step.body, parts.body.consts, [*consts, *full, *x])
         kept = [inside[inner.outvars[i]] for i in step.ys]
-        return [inside[inner.outvars[i]] for i in step.carry], (kept, [inside[v] for v in step.requests])
+        folded = [fold.use([inside[v] for v in fold.inner], iteration) for fold in step.folds]
+        return [inside[inner.outvars[i]] for i in step.carry], (kept, [inside[v] for v in step.requests], folded)
 
     start = [results[outer_carry[i]] for i in step.carry]
-    final, (ys, asked) = lax.scan(body, start, xs, length=parts.length, reverse=parts.reverse, unroll=parts.unroll)
+    counted = (jnp.arange(parts.length), xs)
+    final, (ys, asked, folded) = lax.scan(
+        body, start, counted, length=parts.length, reverse=parts.reverse, unroll=parts.unroll
+    )
     for i, value in zip(step.carry, final, strict=True):
         results.set(eqn.outvars[i], value)
     for i, value in zip(step.ys, ys, strict=True):
         results.set(eqn.outvars[i], value)
     for value, array in zip(step.requests, asked, strict=True):
         results.set(Stacked(eqn, value), array)
+    for fold, parts_of_sum in zip(step.folds, folded, strict=True):
+        results.set(fold, jax.tree.map(lambda x: x.sum(0), parts_of_sum))

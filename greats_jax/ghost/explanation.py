@@ -18,7 +18,7 @@ class LeafExplanation(NamedTuple):
         shape: its shape.
         kind: `factored` (operands of an outer product), `instantiated` (the product, smaller than its operands),
             `whole` (a vector kept per example), `materialized (ended at <primitive>)` (not recognised), `zero` or
-            `constant`.
+            `constant`, or `left out` by `only`.
         contraction: how its Gram is computed, see `gram_plan`.
         flops: of the Gram.
         stored_bytes: of its operands; an operand shared by several leaves is counted at each.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -197,6 +198,24 @@ class PerExampleGrads:
 
         kept = tuple(take(i, a) for i, a in enumerate(self.operands))
         return replace(self, operands=kept, n=rows.shape[0])
+
+    def only(self, leaves: Callable[[str], bool]) -> PerExampleGrads:
+        """The same gradients with every other leaf taken as zero, to contract a part of the parameters.
+
+        Args:
+            leaves: `leaves(path) -> bool`, by key path such as `"['head']['kernel']"`.
+
+        Raises:
+            ArgumentError: no leaf is chosen.
+        """
+        chosen = [spec.terms is not None and leaves(spec.path) for spec in self.leaves]
+        if not any(chosen):
+            raise ArgumentError(f"no parameter is chosen: the leaves are {', '.join(s.path for s in self.leaves)}")
+        specs = (
+            spec if yes or spec.terms is None else replace(spec, terms=(), kind="left out")
+            for spec, yes in zip(self.leaves, chosen, strict=True)
+        )
+        return replace(self, leaves=tuple(specs))
 
     def by_leaf(self) -> dict[str, PerExampleGrads]:
         """One `PerExampleGrads` per parameter leaf, keyed by its path, e.g. `"['dense']['kernel']"`.
