@@ -72,7 +72,12 @@ class Walker:
         if found is None:
             self.stops[var] = eqn.primitive.name
             return raw
-        return found if self._pays(var, found) else raw
+        if self._pays(var, found):
+            return found
+        ends = {reason for t in found for op in t.operands if (reason := self.stop(op.value))}
+        if ends and all(t.is_plain and t.summed <= _iterations(eqn, t) for t in found):
+            self.stops[var] = ", ".join(sorted(ends))  # as large as what the walk ended at: not a sum over tokens
+        return raw
 
     def _pays(self, var: jex.Var, terms: list[Term]) -> bool:
         """Whether the operands of `terms` are worth keeping instead of `var`."""
@@ -101,6 +106,15 @@ class Walker:
         except MismatchError:
             found = None
         return whole(atom, shape_of(atom)) if found is None else found
+
+    def spread(self, atom: Any) -> Term:
+        """`atom` as one stored array seen through views, without the axes along which it was repeated."""
+        eqn, _ = self._defined.get(atom, (None, 0))
+        if eqn is None or eqn.primitive.name != "broadcast_in_dim" or isinstance(eqn.invars[0], jex.Literal):
+            return self.view(atom)
+        source = self.view(eqn.invars[0])
+        place = {int(d): axis for d, axis in zip(eqn.params["broadcast_dimensions"], source.out, strict=True)}
+        return replace(source, out=tuple(place.get(i, ()) for i in range(len(shape_of(atom)))))
 
     def scalar(self, atom: Any) -> Any:
         """The 0-d variable or literal that `atom` is a broadcast of, or None."""
@@ -137,6 +151,12 @@ class Walker:
             carries = frozenset(parts.split(parts.body.jaxpr.invars)[1])
             self._bodies[id(eqn)] = Walker(parts.body.jaxpr, self.instantiate_below, carries)
         return self._bodies[id(eqn)]
+
+
+def _iterations(eqn: jex.JaxprEqn, term: Term) -> set[Atom]:
+    """What a scan sums a plain term over, if `eqn` is a scan."""
+    axes = term.operands[0].axes
+    return set(axes[0]) if is_scan(eqn) and axes else set()
 
 
 # ---- views: relabel only ---------------------------------------------------------------------------------------------
@@ -226,7 +246,19 @@ def _multiply(walker: Walker, eqn: jex.JaxprEqn, _: int) -> list[Term] | None:
             return [replace(t, coefficient=t.coefficient * float(scalar.val)) for t in walker.terms(scaled)]
         if scalar is not None:
             return [replace(t, operands=(*t.operands, Operand(scalar, ()))) for t in walker.terms(scaled)]
+        terms = walker.terms(scaled)
+        if not isinstance(factor, jex.Literal) and any(not t.is_plain for t in terms):
+            spread = walker.spread(factor)
+            if spread.operands[0].size() < int(np.prod(shape_of(scaled))):
+                return [_times(t, spread) for t in terms]
     return None
+
+
+def _times(term: Term, factor: Term) -> Term:
+    """A term times an array with the same axes, or with size 1 where it is the same along an axis."""
+    table = unify_all((a, b) for a, b in zip(term.out, factor.out, strict=True) if b)
+    term, factor = term.substitute(table), factor.substitute(table)
+    return Term((*term.operands, *factor.operands), term.out, term.coefficient * factor.coefficient)
 
 
 def _divide(walker: Walker, eqn: jex.JaxprEqn, _: int) -> list[Term] | None:

@@ -75,6 +75,12 @@ class Term:
         outside = [atom for axis in self.out for atom in axis]
         return len(inside) == len(outside) and set(inside) == set(outside)
 
+    @property
+    def summed(self) -> set[Atom]:
+        """Atoms that are not in the output."""
+        inside = {atom for op in self.operands for axis in op.axes for atom in axis}
+        return inside - {atom for axis in self.out for atom in axis}
+
     def substitute(self, table: Substitution) -> Term:
         """Relabel by a substitution found by `unify`."""
         operands = tuple(

@@ -70,6 +70,7 @@ def _shapes(kind: str, s: Sizes) -> dict[str, tuple[int, ...]]:
         "layernorm": {"scale": (d,), "bias": (d,)},
         "twice": {"kernel": (d, d)},
         "views": {"kernel": (s.heads * s.head_size, d)},
+        "scaled": {"kernel": (d, d), "gain": (d,)},
         "branches": {"kernel": (2, d, d)},
         "shared": {},
         "convolution": {"kernel": (3, d, d)},
@@ -104,6 +105,8 @@ def _run(kind: str, w: dict[str, Array], h: Array, around: Around) -> Array:
             split = (-w["kernel"].T / 2).reshape(h.shape[1], *around.heads)
             merge = w["kernel"].reshape(*around.heads, h.shape[1])
             return h + jnp.einsum("the,hed->td", jnp.tanh(jnp.einsum("td,dhe->the", h, split)), merge)
+        case "scaled":  # a weight whose columns have a learned size
+            return jnp.tanh(h @ (w["kernel"] * w["gain"]))
         case "branches":  # a scan whose iterations all see the same input
             return jax.lax.scan(lambda total, kernel: (total + jnp.tanh(h) @ kernel, None), h, w["kernel"])[0]
         case "shared":
@@ -122,8 +125,8 @@ def _run(kind: str, w: dict[str, Array], h: Array, around: Around) -> Array:
 
 
 LAYERS = (
-    "dense", "biased", "heads", "attention", "lora", "rms", "layernorm", "twice", "views", "branches", "shared",
-    "convolution", "experts",
+    "dense", "biased", "heads", "attention", "lora", "rms", "layernorm", "twice", "views", "scaled", "branches",
+    "shared", "convolution", "experts",
 )  # fmt: skip
 WRAPPERS = ("checkpoint", "jit", "scan", "repeat", "cond of the example", "cond of the batch")
 
