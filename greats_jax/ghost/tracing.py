@@ -14,6 +14,7 @@ from greats_jax.ghost.births import Walker
 from greats_jax.ghost.execution import Results, execute, prune
 from greats_jax.ghost.inlining import inline_calls
 from greats_jax.ghost.layout import LeafSpec, OperandPool, constant_leaf, describe_leaf
+from greats_jax.ghost.ragged import let_ragged_dot_be_mapped
 from greats_jax.ghost.terms import MismatchError, Value, whole
 
 Array = jax.Array
@@ -87,6 +88,7 @@ def trace(request: Request, args: tuple[PyTree, ...]) -> Traced:
     Raises:
         ArgumentError: arguments that do not fit the request.
     """
+    let_ragged_dot_be_mapped()
     single = isinstance(request.argnums, int)
     numbers = (request.argnums,) if isinstance(request.argnums, int) else tuple(request.argnums)
     positions = _check_positions(numbers, len(args))
