@@ -16,6 +16,8 @@ from greats_jax.training.losses import (
     make_evaluator,
     masked_mean_nll,
 )
+from greats_jax.training.scoring import Projection, Scoring
+from greats_jax.training.split_loss import SplitLoss
 from greats_jax.training.state import TrainState
 from greats_jax.training.step import StepMetrics, make_selective_step
 
@@ -29,7 +31,10 @@ _LATER = {"TrainConfig": "config", "load_config": "config_loading", "RunResult":
 
 __all__ = [
     "LanguageExample",
+    "Projection",
     "RunResult",
+    "Scoring",
+    "SplitLoss",
     "StepMetrics",
     "TrainConfig",
     "TrainState",

@@ -1,28 +1,100 @@
-"""From rows to signals: what a rule needs and nothing more, by a forward pass or by factored gradients.
+"""How the signals of a step are computed: one pass or two, all parameters or some, exactly or by projection.
 
-A scorer returns, beside the signals, how to get the update of the kept rows: from factors that already exist (one
-pass), or by a plain gradient of the kept rows when no candidate gradient was computed.
+A scorer returns, beside the signals, how to get the update of the kept rows. `make_scorer` chooses the cheapest way to
+what a rule needs: nothing, a forward pass (this module), factors that also give the update (`one_pass`), or
+contractions inside the backward pass followed by a plain step on the kept rows (`two_pass`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from greats_jax.errors import ArgumentError
-from greats_jax.ghost import PerExampleGrads, value_and_per_example_grads
 from greats_jax.selection import Signals
 from greats_jax.training.state import TrainState, floating, with_floating
 
 Array = jax.Array
 PyTree = Any
+LossFn = Callable[..., Any]
 Kept = Callable[[Array, Array], tuple[Array, PyTree, Any]]
+Valid = Callable[[PyTree], Array]
 
-_FORWARD_ONLY = {"losses", "valid", "sources", "memory", "optimizer"}
+FORWARD_ONLY = frozenset({"losses", "valid", "sources", "memory", "optimizer"})
+
+
+def _choice(owner: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ArgumentError(f"{owner}({name}={value!r}): choose {' or '.join(map(repr, allowed))}")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Random features of the gradients in place of their exact products.
+
+    Attributes:
+        rank: number of features of an example; the error of an inner product falls with its square root.
+        alignment: `exact`: only the Gram matrix and norms are estimated; `projected`: the alignment too, which saves
+            the contraction with the validation gradient (needs `validation="merged"`).
+    """
+
+    rank: int = 256
+    alignment: Literal["exact", "projected"] = "exact"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.rank < 1:
+            raise ArgumentError(f"Projection(rank={self.rank}): at least one feature is needed, e.g. 256")
+        _choice("Projection", "alignment", self.alignment, ("exact", "projected"))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How scores are computed. The default is exact and computes nothing twice.
+
+    Attributes:
+        passes: `one`: the factors of all layers are kept until the choice is made, and give the update. `two`: each
+            layer is contracted during the backward pass and dropped, and the kept rows are run again: the memory of a
+            plain step for the price of one on k rows, for large models and rematerialised ones.
+        micro_batches: parts in which candidates are scored, and kept rows run, one after another (needs two passes).
+            The alignment stays exact and is taken with the mean validation gradient, computed first. The Gram matrix is
+            exact within a part and 0 between parts, or estimated between all with a projection.
+        leaves: `leaves(path) -> bool`, parameters that scores are computed from, by key path; None for all. The update
+            is that of all parameters.
+        projection: estimate products by random features; None for exact ones.
+    """
+
+    passes: Literal["one", "two"] = "one"
+    micro_batches: int = 1
+    leaves: Callable[[str], bool] | None = None
+    projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        _choice("Scoring", "passes", self.passes, ("one", "two"))
+        if self.micro_batches < 1:
+            raise ArgumentError(f"Scoring(micro_batches={self.micro_batches}): at least one part is needed")
+        if self.micro_batches > 1 and self.passes == "one":
+            raise ArgumentError(
+                f"Scoring(micro_batches={self.micro_batches}) drops each part's factors before the choice is made, "
+                "so the kept rows are run again: set passes='two'"
+            )
+        if self.micro_batches > 1 and self.projects_alignment:
+            raise ArgumentError(
+                "micro-batches are aligned with the validation gradient exactly: use Projection(alignment='exact')"
+            )
+
+    @property
+    def projects_alignment(self) -> bool:
+        """Whether alignments are estimated."""
+        return self.projection is not None and self.projection.alignment == "projected"
+
+
+EXACT = Scoring()
 
 
 class Scored(NamedTuple):
@@ -52,155 +124,83 @@ class Scored(NamedTuple):
 Scorer = Callable[[TrainState, PyTree, PyTree, PyTree], Scored]
 
 
-def make_scorer(
-    loss_fn: Callable[..., Any],
-    needs: frozenset[str],
-    has_aux: bool,
-    validation: str,
-    refresh_every: int,
-    is_valid: Callable[[PyTree], Array] | None,
-) -> Scorer:
-    """Choose the cheapest way to the signals in `needs`."""
-    if needs <= _FORWARD_ONLY:
-        return _forward_scorer(loss_fn, has_aux, "losses" in needs, is_valid)
-    if "alignment" not in needs:
-        return _factor_scorer(loss_fn, needs, has_aux, is_valid)
-    if validation == "cached":
-        return _cached_scorer(loss_fn, needs, has_aux, refresh_every, is_valid)
-    return _merged_scorer(loss_fn, needs, has_aux, is_valid)
+class ScoringTask(NamedTuple):
+    """What a scorer is made for.
+
+    Attributes:
+        loss_fn: loss of one example (or a `SplitLoss`).
+        needs: signals that the rule needs.
+        has_aux: whether the loss returns auxiliary outputs.
+        validation: `merged` or `cached`.
+        refresh_every: R of the cached mode.
+        is_valid: test of a row, or None.
+        scoring: how to compute the signals.
+    """
+
+    loss_fn: LossFn
+    needs: frozenset[str]
+    has_aux: bool
+    validation: str
+    refresh_every: int
+    is_valid: Valid | None
+    scoring: Scoring
 
 
-def _forward_scorer(loss_fn: Callable[..., Any], has_aux: bool, with_losses: bool, is_valid: Callable | None) -> Scorer:
+def forward_scorer(task: ScoringTask) -> Scorer:
+    """Scorer of rules that look at no gradient: a forward pass if they need losses, and a plain step on kept rows."""
+
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
         losses = aux = None
-        if with_losses:
-            values = _batched(loss_fn, state.params, frozen, candidates)
-            losses, aux = values if has_aux else (values, None)
-
-        def kept(indices: Array, shares: Array) -> tuple[Array, PyTree, Any]:
-            # An empty slot repeats the first pick: its share is 0, but a non-finite row would still spoil the gradient.
-            indices = jnp.where(shares > 0, indices, indices[0])
-            rows = jax.tree.map(lambda x: jnp.take(x, indices, axis=0), candidates)
-
-            def mean(params: PyTree) -> tuple[Array, Any]:
-                values = _batched(loss_fn, params, frozen, rows)
-                values, extra = values if has_aux else (values, None)
-                return jnp.sum(jnp.where(shares > 0, shares * values, 0.0)), extra
-
-            (loss, extra), grads = _gradient(mean, state.params)
-            return loss, grads, extra
-
-        signals = Signals(losses=losses, valid=_valid(is_valid, candidates))
-        return Scored(signals, kept, state.direction, *_no_validation(), aux=aux)
+        if "losses" in task.needs:
+            values = batched(task.loss_fn, state.params, frozen, candidates)
+            losses, aux = values if task.has_aux else (values, None)
+        signals = Signals(losses=losses, valid=valid_rows(task.is_valid, candidates))
+        kept = kept_by_rows(task, state.params, frozen, candidates)
+        return Scored(signals, kept, state.direction, *no_validation(), aux=aux)
 
     return score
 
 
-def _factor_scorer(
-    loss_fn: Callable[..., Any], needs: frozenset[str], has_aux: bool, is_valid: Callable | None
-) -> Scorer:
-    transform = value_and_per_example_grads(loss_fn, has_aux=has_aux)
+def kept_by_rows(task: ScoringTask, params: PyTree, frozen: PyTree, candidates: PyTree) -> Kept:
+    """Loss and gradient of the kept rows by an ordinary forward and backward pass, in `micro_batches` parts."""
 
-    def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
-        losses, grads = transform(state.params, frozen, candidates)
-        losses, aux = losses if has_aux else (losses, None)
-        signals = _signals(needs, losses, grads, is_valid, candidates)
-        return Scored(signals, _from_factors(losses, grads), state.direction, *_no_validation(), aux=aux)
+    def part(indices: Array, shares: Array) -> tuple[tuple[Array, Any], PyTree]:
+        rows = jax.tree.map(lambda x: jnp.take(x, indices, axis=0), candidates)
 
-    return score
+        def mean(trained: PyTree) -> tuple[Array, Any]:
+            values = batched(task.loss_fn, with_floating(params, trained), frozen, rows)
+            values, aux = values if task.has_aux else (values, None)
+            return jnp.sum(jnp.where(shares > 0, shares * values, 0.0)), aux
 
+        return jax.value_and_grad(mean, has_aux=True)(floating(params))
 
-def _merged_scorer(
-    loss_fn: Callable[..., Any], needs: frozenset[str], has_aux: bool, is_valid: Callable | None
-) -> Scorer:
-    transform = value_and_per_example_grads(loss_fn, has_aux=has_aux)
-
-    def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
-        rows, n = _merge(candidates, validation)
-        losses, grads = transform(state.params, frozen, rows)
-        losses, aux = losses if has_aux else (losses, None)
-        ours, theirs = grads[:n], grads[n:]
-        usable = _usable(losses[n:], theirs, is_valid, validation)
-        weights = usable / jnp.maximum(usable.sum(), 1)
-        if "gram" in needs:
-            gram, alignment = grads.gram_and_alignment(n, weights)
-        else:
-            gram, alignment = None, ours.align(theirs, weights)
-        signals = _signals(needs, losses[:n], ours, is_valid, candidates, alignment, gram)
-        aux = jax.tree.map(lambda x: x[:n], aux)
-        return Scored(
-            signals, _from_factors(losses[:n], ours), state.direction, *_validation(losses[n:], usable), aux=aux
-        )
-
-    return score
-
-
-def _cached_scorer(
-    loss_fn: Callable[..., Any], needs: frozenset[str], has_aux: bool, refresh_every: int, is_valid: Callable | None
-) -> Scorer:
-    transform = value_and_per_example_grads(loss_fn, has_aux=has_aux)
-
-    def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
-        if state.direction is None:
-            raise ArgumentError(
-                "validation='cached' keeps a direction in the state: "
-                "create it with TrainState.create(..., reserve_direction=True)"
-            )
-
-        def refresh() -> tuple[PyTree, tuple[Array, Array, Array, Array]]:
-            losses, grads = transform(state.params, frozen, validation)
-            losses = losses[0] if has_aux else losses
-            usable = _usable(losses, grads, is_valid, validation)
-            fresh = floating(grads.weighted_sum(usable / jnp.maximum(usable.sum(), 1)))
-            found = _validation(losses, usable)
-            # With no usable row the old direction stays; before the first refresh it is NaN and nothing is eligible.
-            return jax.tree.map(lambda a, b: jnp.where(found[1], a, b).astype(b.dtype), fresh, state.direction), found
-
-        # A direction that was never set is NaN throughout: one entry tells.
-        unset = jnp.isnan(jax.tree.leaves(state.direction)[0].ravel()[0])
-        direction, (loss, found, used, rejected) = lax.cond(
-            (state.step % refresh_every == 0) | unset, refresh, lambda: (state.direction, _no_validation())
-        )
-        losses, grads = transform(state.params, frozen, candidates)
-        losses, aux = losses if has_aux else (losses, None)
-        target = with_floating(state.params, direction)
-        gram, alignment = grads.gram_and_dot(target) if "gram" in needs else (None, grads.dot(target))
-        signals = _signals(needs, losses, grads, is_valid, candidates, alignment, gram)
-        ok = found & jnp.isfinite(alignment).any()
-        return Scored(signals, _from_factors(losses, grads), direction, loss, ok, used, rejected, aux)
-
-    return score
-
-
-def _signals(
-    needs: frozenset[str],
-    losses: Array,
-    grads: PerExampleGrads,
-    is_valid: Callable | None,
-    candidates: PyTree,
-    alignment: Array | None = None,
-    gram: Array | None = None,
-) -> Signals:
-    """What the rule needs; the Gram is contracted here unless scoring already has it."""
-    return Signals(
-        losses=losses,
-        alignment=alignment,
-        gram=grads.gram() if gram is None and "gram" in needs else gram,
-        squared_norms=grads.squared_norms() if "squared_norms" in needs else None,
-        valid=_valid(is_valid, candidates),
-    )
-
-
-def _from_factors(losses: Array, grads: PerExampleGrads) -> Kept:
     def kept(indices: Array, shares: Array) -> tuple[Array, PyTree, Any]:
-        loss = jnp.sum(jnp.where(shares > 0, shares * losses[indices], 0.0))
-        return loss, grads[indices].weighted_sum(shares), None
+        # An empty slot repeats the first pick: its share is 0, but a non-finite row would still spoil the gradient.
+        indices = jnp.where(shares > 0, indices, indices[0])
+        count = min(task.scoring.micro_batches, indices.size)
+        if count == 1:
+            (loss, aux), grads = part(indices, shares)
+            return loss, grads, aux
+        missing = -indices.size % count
+        indices = jnp.concatenate([indices, jnp.full(missing, indices[0])]).reshape(count, -1)
+        shares = jnp.pad(shares, (0, missing)).reshape(count, -1)
+
+        def add(total: tuple[Array, PyTree], slots: tuple[Array, Array]) -> tuple[tuple[Array, PyTree], None]:
+            (loss, _), grads = part(*slots)
+            return jax.tree.map(jnp.add, total, (loss, grads)), None
+
+        start = jax.tree.map(jnp.zeros_like, (shares.sum(), floating(params)))
+        (loss, grads), _ = jax.lax.scan(add, start, (indices, shares))
+        return loss, grads, None
 
     return kept
 
 
-def _merge(candidates: PyTree, validation: PyTree) -> tuple[PyTree, int]:
-    """Candidates first, validation rows after them, in one batch."""
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def merge_rows(candidates: PyTree, validation: PyTree) -> tuple[PyTree, int]:
+    """Candidates first, validation rows after them, in one batch; and how many candidates there are."""
     a, b = (jax.tree_util.tree_flatten_with_path(t) for t in (candidates, validation))
     if a[1] != b[1]:
         raise ArgumentError(
@@ -216,34 +216,30 @@ def _merge(candidates: PyTree, validation: PyTree) -> tuple[PyTree, int]:
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), candidates, validation), len(a[0][0][1])
 
 
-def _usable(losses: Array, grads: PerExampleGrads, is_valid: Callable | None, rows: PyTree) -> Array:
-    """bool[m]: validation rows with labels, a finite loss and a finite gradient."""
-    usable = jnp.isfinite(losses) & grads.finite()
-    valid = _valid(is_valid, rows)
-    return usable if valid is None else usable & valid
-
-
-def _valid(is_valid: Callable | None, rows: PyTree) -> Array:
+def valid_rows(is_valid: Valid | None, rows: PyTree) -> Array:
     """bool[b], all True without a test; its length also tells a rule that needs no signal how many rows there are."""
     n = len(jax.tree.leaves(rows)[0])
     return jnp.ones(n, bool) if is_valid is None else jax.vmap(is_valid)(rows)
 
 
-def _validation(losses: Array, usable: Array) -> tuple[Array, Array, Array, Array]:
+def validation_facts(losses: Array, usable: Array) -> tuple[Array, Array, Array, Array]:
+    """Mean loss of the usable validation rows, whether there are any, how many, and how many were dropped."""
     used = usable.sum(dtype=jnp.int32)
     loss = jnp.where(usable, losses, 0.0).sum().astype(jnp.float32) / used
     return loss, used > 0, used, jnp.int32(usable.size) - used
 
 
-def _no_validation() -> tuple[Array, Array, Array, Array]:
+def no_validation() -> tuple[Array, Array, Array, Array]:
+    """The facts of a step that looks at no validation row."""
     zero = jnp.zeros((), jnp.int32)
     return jnp.asarray(jnp.nan, jnp.float32), jnp.asarray(True), zero, zero
 
 
-def _batched(loss_fn: Callable[..., Any], params: PyTree, frozen: PyTree, rows: PyTree) -> Any:
+def batched(loss_fn: LossFn, params: PyTree, frozen: PyTree, rows: PyTree) -> Any:
+    """The loss of every row."""
     return jax.vmap(loss_fn, in_axes=(None, None, 0))(params, frozen, rows)
 
 
-def _gradient(mean: Callable[[PyTree], tuple[Array, Any]], params: PyTree) -> tuple[tuple[Array, Any], PyTree]:
-    """Value and gradient in the floating leaves."""
-    return jax.value_and_grad(lambda trained: mean(with_floating(params, trained)), has_aux=True)(floating(params))
+def projection_key(state: TrainState) -> Array:
+    """The key of this step's random features, apart from the one that the rule draws with."""
+    return jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)

@@ -12,8 +12,11 @@ import optax
 
 from greats_jax.errors import ArgumentError
 from greats_jax.selection import Rule, Selection, Signals, get
-from greats_jax.training.scoring import Scored, make_scorer
+from greats_jax.training.one_pass import one_pass_scorer
+from greats_jax.training.scoring import EXACT, FORWARD_ONLY, Scored, Scorer, Scoring, ScoringTask, forward_scorer
+from greats_jax.training.split_loss import SplitLoss
 from greats_jax.training.state import TrainState, floating, learning_rate_in, with_floating
+from greats_jax.training.two_pass import two_pass_scorer
 
 Array = jax.Array
 PyTree = Any
@@ -60,7 +63,7 @@ class StepMetrics(NamedTuple):
 
 
 def make_selective_step(
-    loss_fn: Callable[..., Any],
+    loss_fn: Callable[..., Any] | tuple[Callable[..., Any], Callable[..., Any]],
     optimizer: optax.GradientTransformation,
     objective: str | Rule = "greats",
     keep: int = 4,
@@ -70,11 +73,14 @@ def make_selective_step(
     is_valid: Callable[[PyTree], Array] | None = None,
     has_aux: bool = False,
     row_weight: Callable[[PyTree], Array] | None = None,
+    scoring: Scoring = EXACT,
 ) -> Callable[[TrainState, PyTree, PyTree, PyTree], tuple[TrainState, StepMetrics]]:
     """Build `step(state, frozen, candidates, validation) -> (state, metrics)`, compiled once per shape.
 
     Args:
-        loss_fn: `loss_fn(params, frozen, example) -> scalar` (or `(scalar, aux)` with `has_aux`).
+        loss_fn: `loss_fn(params, frozen, example) -> scalar` (or `(scalar, aux)` with `has_aux`). A pair
+            `(trunk, head)` or a `SplitLoss` is scored by the head's parameters, and the backward pass of rows that are
+            not kept stops below the head.
         optimizer: applied to the weighted mean gradient of the kept candidates.
         objective: a registered rule or its name.
         keep: k, how many candidates are kept.
@@ -86,6 +92,7 @@ def make_selective_step(
         has_aux: whether the loss returns auxiliary outputs.
         row_weight: `row_weight(example) -> scalar`, the share of a kept example in the update (e.g. its number of label
             tokens); None weighs examples equally.
+        scoring: one pass or two, micro-batches, which parameters score, projection; see `Scoring`.
 
     Returns:
         The step. It donates its state, never asks the host for a value and can be traced under `jit` or `scan`. A rule
@@ -96,8 +103,10 @@ def make_selective_step(
             merged, or a rule that needs eta where none is known.
     """
     rule = get(objective) if isinstance(objective, str) else objective
-    _check(rule, keep, validation, refresh_every)
-    scorer = make_scorer(loss_fn, rule.needs, has_aux, validation, refresh_every, is_valid)
+    _check(rule, keep, validation, refresh_every, scoring)
+    if isinstance(loss_fn, tuple) and not isinstance(loss_fn, SplitLoss):
+        loss_fn = SplitLoss(*loss_fn)
+    scorer = _make_scorer(ScoringTask(loss_fn, rule.needs, has_aux, validation, refresh_every, is_valid, scoring))
     update = functools.partial(_update, optimizer)
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -130,7 +139,14 @@ def make_selective_step(
     return step
 
 
-def _check(rule: Rule, keep: int, validation: str, refresh_every: int) -> None:
+def _make_scorer(task: ScoringTask) -> Scorer:
+    """The cheapest way to what the rule needs."""
+    if task.needs <= FORWARD_ONLY:
+        return forward_scorer(task)
+    return one_pass_scorer(task) if task.scoring.passes == "one" else two_pass_scorer(task)
+
+
+def _check(rule: Rule, keep: int, validation: str, refresh_every: int, scoring: Scoring) -> None:
     if unserved := rule.needs - SERVED:
         raise ArgumentError(
             f"the rule {rule.name!r} needs {', '.join(sorted(unserved))}, but this step computes only "
@@ -144,6 +160,11 @@ def _check(rule: Rule, keep: int, validation: str, refresh_every: int) -> None:
         )
     if refresh_every < 1:
         raise ArgumentError(f"refresh_every={refresh_every}: the cached direction is refreshed every R >= 1 steps")
+    if scoring.projects_alignment and validation == "cached":
+        raise ArgumentError(
+            "Projection(alignment='projected') needs the validation rows in the same step: use validation='merged', "
+            "or alignment='exact' with the cached direction"
+        )
 
 
 def _rate(

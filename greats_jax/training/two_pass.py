@@ -1,0 +1,147 @@
+"""Scoring in two passes: contract each layer inside the backward pass, drop it, and run the kept rows again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import block_diag
+
+from greats_jax.errors import ArgumentError
+from greats_jax.ghost import PerExampleGrads, value_and_contraction
+from greats_jax.training.measures import Sums, own_sums, signals_from, weighted_rows
+from greats_jax.training.one_pass import make_direction
+from greats_jax.training.scoring import (
+    Scored,
+    Scorer,
+    ScoringTask,
+    kept_by_rows,
+    merge_rows,
+    no_validation,
+    projection_key,
+    valid_rows,
+    validation_facts,
+)
+from greats_jax.training.state import TrainState, with_floating
+
+Array = jax.Array
+PyTree = Any
+Contract = Callable[..., Sums]
+
+
+def two_pass_scorer(task: ScoringTask) -> Scorer:
+    """Scorer of rules that need gradients, in the memory of a plain step."""
+    if "alignment" not in task.needs:
+        return _without_validation(task)
+    if task.validation == "merged" and task.scoring.micro_batches == 1:
+        return _merged(task)
+    return _with_direction(task)
+
+
+def _without_validation(task: ScoringTask) -> Scorer:
+    def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
+        losses, aux, sums = _in_parts(task, state, frozen, candidates, ())
+        signals = signals_from(sums, task.needs, losses, valid_rows(task.is_valid, candidates))
+        kept = kept_by_rows(task, state.params, frozen, candidates)
+        return Scored(signals, kept, state.direction, *no_validation(), aux=aux)
+
+    return score
+
+
+def _with_direction(task: ScoringTask) -> Scorer:
+    find = make_direction(task)
+
+    def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
+        direction, (loss, found, used, rejected) = find(state, frozen, validation)
+        target = with_floating(state.params, direction)
+        losses, aux, sums = _in_parts(task, state, frozen, candidates, (target,))
+        signals = signals_from(sums, task.needs, losses, valid_rows(task.is_valid, candidates))
+        ok = found & jnp.isfinite(sums["alignment"]).any()
+        kept = kept_by_rows(task, state.params, frozen, candidates)
+        return Scored(signals, kept, direction, loss, ok, used, rejected, aux)
+
+    return score
+
+
+def _in_parts(
+    task: ScoringTask, state: TrainState, frozen: PyTree, candidates: PyTree, like: tuple[PyTree, ...]
+) -> tuple[Array, Any, Sums]:
+    """Losses, auxiliary outputs and sums of all candidates, from `micro_batches` parts of them."""
+    key = projection_key(state)
+
+    def contract(grads: PerExampleGrads, layer: Array | None, direction: object = None) -> Sums:
+        return own_sums(grads, task.needs, task.scoring.projection, key, layer, direction)
+
+    stream = _stream(task, contract)
+    n, count = len(jax.tree.leaves(candidates)[0]), task.scoring.micro_batches
+    if n % count:
+        raise ArgumentError(f"{n} candidates cannot be scored in {count} equal micro-batches: choose a divisor of {n}")
+    parts = jax.tree.map(lambda x: x.reshape(count, n // count, *x.shape[1:]), candidates)
+    losses, aux, sums = jax.lax.map(lambda rows: stream(state.params, frozen, rows, like=like), parts)
+    joined = {name: _join(x) for name, x in sums.items() if name != "gram"}
+    if "gram" in sums:
+        joined["gram"] = block_diag(*sums["gram"])
+    return _join(losses), jax.tree.map(_join, aux), joined
+
+
+def _join(parts: Array) -> Array:
+    """[parts, b, ...] -> [parts * b, ...]."""
+    return parts.reshape(-1, *parts.shape[2:])
+
+
+def _merged(task: ScoringTask) -> Scorer:
+    def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
+        rows, n = merge_rows(candidates, validation)
+        losses, aux, sums = _stream(task, _merged_contract(task, n, projection_key(state)))(state.params, frozen, rows)
+        usable = jnp.isfinite(losses[n:]) & (sums.pop("broken") == 0) & valid_rows(task.is_valid, validation)
+        weights = usable / jnp.maximum(usable.sum(), 1)
+        signals = signals_from(
+            _aligned(sums, n, weights), task.needs, losses[:n], valid_rows(task.is_valid, candidates)
+        )
+        kept = kept_by_rows(task, state.params, frozen, candidates)
+        facts = validation_facts(losses[n:], usable)
+        return Scored(signals, kept, state.direction, *facts, aux=jax.tree.map(lambda x: x[:n], aux))
+
+    return score
+
+
+def _merged_contract(task: ScoringTask, n: int, key: Array) -> Contract:
+    """What of each layer is kept when candidates and validation rows share a batch."""
+    projection = task.scoring.projection
+
+    def contract(grads: PerExampleGrads, layer: Array | None) -> Sums:
+        ours, theirs = grads[:n], grads[n:]
+        broken = {"broken": (~theirs.finite()).astype(jnp.int32)}
+        if projection is not None and projection.alignment == "projected":
+            return {**broken, "features": grads.project(projection.rank, key, layer)}
+        if projection is None and "gram" in task.needs:
+            return {**broken, "table": grads.gram()}
+        return {**broken, **own_sums(ours, task.needs, projection, key, layer), "cross": ours.cross(theirs)}
+
+    return contract
+
+
+def _aligned(sums: Sums, n: int, weights: Array) -> Sums:
+    """The sums of the candidates alone, with their alignment."""
+    if "table" in sums:
+        table = sums["table"]
+        return {"gram": table[:n, :n], "alignment": weighted_rows(table[n:, :n], weights)}
+    if "cross" in sums:
+        aligned = weighted_rows(sums["cross"].T, weights)
+        return {**{name: x for name, x in sums.items() if name != "cross"}, "alignment": aligned}
+    features = sums["features"]
+    return {"features": features[:n], "alignment": features[:n] @ weighted_rows(features[n:], weights)}
+
+
+def _stream(task: ScoringTask, contract: Contract) -> Callable[..., tuple[Array, Any, Sums]]:
+    """Losses, auxiliary outputs (None without) and contracted sums of some rows."""
+    transform = value_and_contraction(task.loss_fn, contract, has_aux=task.has_aux, leaves=task.scoring.leaves)
+
+    def stream(params: PyTree, frozen: PyTree, rows: PyTree, like: tuple[PyTree, ...] = ()) -> tuple[Array, Any, Sums]:
+        losses, sums = transform(params, frozen, rows, like=like)
+        losses, aux = losses if task.has_aux else (losses, None)
+        return losses, aux, sums
+
+    return stream
