@@ -22,6 +22,10 @@ Rule = Callable[["Walker", jex.JaxprEqn, int], "list[Term] | None"]
 # A walk is cut at this depth, far beyond any chain of views, so that a deep unrolled network cannot exhaust the stack.
 _MAX_DEPTH = 120
 
+# An axis of this many entries is a vocabulary's. The loss holds logits [n, t, V] anyway, so their factors add nothing to
+# the peak, while [n, V, d] would.
+_VOCABULARY = 2**14
+
 
 class Walker:
     """Symbolic reader of one jaxpr (the program, or the body of a scan in it).
@@ -85,7 +89,8 @@ class Walker:
         if all(t.is_plain for t in counted):
             return (all(t.is_view for t in terms) and len(terms) <= 1) or len(counted) < len(terms)
         stored = {op.value: op.size() for t in counted for op in t.operands}
-        return int(np.prod(shape_of(var))) > self.instantiate_below * sum(stored.values())
+        share = self.instantiate_below / (8 if max(shape_of(var)) >= _VOCABULARY else 1)
+        return int(np.prod(shape_of(var))) > share * sum(stored.values())
 
     def is_carry(self, term: Term) -> bool:
         """Whether a term is exactly the running sum of the enclosing scan."""

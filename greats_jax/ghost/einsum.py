@@ -227,19 +227,23 @@ def _spread(array: Array, labels: Labels, target: Labels) -> Array:
 
 
 def _gather(ids: Tensor, other: Tensor) -> Tensor:
-    """Pick, for each id, its entry of `other` along the class label."""
-    shared = [x for x in other.spec.labels if x in ids.spec.labels]
-    rest = [x for x in other.spec.labels if x not in shared and x != ids.spec.one_hot]
-    own = [x for x in ids.spec.labels if x not in shared]
-    table = other.array.transpose([other.spec.labels.index(x) for x in (*shared, ids.spec.one_hot, *rest)])
-    index = ids.array.transpose([ids.spec.labels.index(x) for x in (*shared, *own)])
+    """Pick, for each id, its entry of `other` along the class label; `other`, often logits, is not transposed."""
+    left, at = list(other.spec.labels), list(ids.spec.labels)
+    shared, places = [x for x in left if x in at], []
+    for x in shared:
+        places.append((left.index(x), at.index(x)))
+        left.remove(x)
+        at.remove(x)
+    axis = next(i for i, x in enumerate(left) if x == ids.spec.one_hot)
 
-    def take(rows: Array, at: Array) -> Array:
-        return rows.at[jnp.where(at < 0, rows.shape[0], at)].get(mode="fill", fill_value=0)
+    def take(rows: Array, index: Array) -> Array:
+        # A negative index would count from the end.
+        found = jnp.where(index < 0, rows.shape[axis], index)
+        return jnp.take(rows, found, axis=axis, mode="fill", fill_value=0)
 
-    for _ in shared:
-        take = jax.vmap(take)
-    return Tensor(take(table, index), Spec((*shared, *own, *rest)))
+    for place in reversed(places):
+        take = jax.vmap(take, in_axes=place)
+    return Tensor(take(other.array, ids.array), Spec((*shared, *left[:axis], *at, *left[axis + 1 :])))
 
 
 def _scatter(ids: Tensor, others: Sequence[Tensor], out: Labels, sizes: Sizes, dtype: jnp.dtype) -> Array:
