@@ -11,6 +11,7 @@ free (forward, activation gradient and weight gradient taken as equal).
 
 import argparse
 import dataclasses
+import functools
 import json
 import platform
 import statistics
@@ -18,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +27,21 @@ import numpy as np
 import optax
 
 from greats_jax.ghost import reference
-from greats_jax.models import Decoder, DecoderConfig, LoraConfig, RopeConfig, add_lora, combine, partition
-from greats_jax.training import LanguageExample, TrainState, has_labels, language_model_loss, make_selective_step
+from greats_jax.models import Decoder, DecoderConfig, LoraConfig, RopeConfig, add_lora, combine, cut_layers, partition
+from greats_jax.training import (
+    LanguageExample,
+    Projection,
+    Scoring,
+    TrainState,
+    has_labels,
+    language_model_loss,
+    make_selective_step,
+    split_language_model_loss,
+)
 from greats_jax.training.costs import matmul_flops
 
 PyTree = Any
+RANK = 256  # of projected features
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -83,6 +94,13 @@ PRESETS = {
     "full-first-order": Setting(n=16, keep=8, tokens=128, steps=("first", "first-cached", "naive")),
     "full-gram": Setting(n=16, keep=8, tokens=128, steps=("greats", "greats-cached", "naive")),
     "small": Setting(128, 2, 344, 4, 4, 256, 16, 8, 8, 64, steps=("greats", "first", "grad-norm", "max-loss", "naive")),
+    "full-projected": Setting(n=16, keep=8, tokens=128, steps=("projected", "projected-gram", "first-projected")),
+    "full-upper": Setting(n=16, keep=8, tokens=128, steps=("upper", "upper-first", "upper-projected")),
+    "memory": Setting(
+        n=16, keep=8, tokens=128, remat="full",
+        steps=("greats", "two-pass", "two-pass-micro", "two-pass-first", "naive"),
+    ),
+    "compile": Setting(256, 24, 688, 4, 4, 1024, 8, 1, 4, 64, steps=("greats", "first", "two-pass")),
     "gpt2": Setting(
         768, 12, 3072, 12, 12, 50304, 16, 4, 8, 512, steps=("greats", "first", "first-cached", "naive"), family="gpt2"
     ),
@@ -93,13 +111,32 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-STEPS: dict[str, tuple[str, Literal["merged", "cached"]]] = {
-    "greats": ("greats", "merged"),
-    "first": ("greats_first_order", "merged"),
-    "greats-cached": ("greats", "cached"),
-    "first-cached": ("greats_first_order", "cached"),
-    "grad-norm": ("grad_norm", "merged"),
-    "max-loss": ("max_loss", "merged"),
+
+class Mode(NamedTuple):
+    """A selective step: its rule, how validation enters, how scores are computed, and whether the loss is cut."""
+
+    rule: str = "greats"
+    validation: Literal["merged", "cached"] = "merged"
+    scoring: Scoring = Scoring()
+    upper: bool = False
+
+
+STEPS = {
+    "greats": Mode(),
+    "first": Mode("greats_first_order"),
+    "greats-cached": Mode(validation="cached"),
+    "first-cached": Mode("greats_first_order", "cached"),
+    "grad-norm": Mode("grad_norm"),
+    "max-loss": Mode("max_loss"),
+    "projected": Mode(scoring=Scoring(projection=Projection(RANK, "projected"))),
+    "projected-gram": Mode(scoring=Scoring(projection=Projection(RANK))),
+    "first-projected": Mode("greats_first_order", scoring=Scoring(projection=Projection(RANK, "projected"))),
+    "upper": Mode(upper=True),
+    "upper-first": Mode("greats_first_order", upper=True),
+    "upper-projected": Mode(scoring=Scoring(projection=Projection(RANK, "projected")), upper=True),
+    "two-pass": Mode(scoring=Scoring("two")),
+    "two-pass-first": Mode("greats_first_order", scoring=Scoring("two")),
+    "two-pass-micro": Mode(scoring=Scoring("two", 4)),
 }
 
 
@@ -116,8 +153,8 @@ class Result:
     compile_seconds: float
 
 
-def build(setting: Setting) -> tuple[Callable[..., Any], PyTree, PyTree]:
-    """A loss and the parameters of a model with random weights."""
+def build(setting: Setting) -> tuple[dict[bool, Any], PyTree, PyTree]:
+    """The loss, whole and cut after half of the layers, and the parameters of a model with random weights."""
     gpt2 = setting.family == "gpt2"
     config = DecoderConfig(
         family=setting.family,
@@ -143,7 +180,12 @@ def build(setting: Setting) -> tuple[Callable[..., Any], PyTree, PyTree]:
     if setting.rank:
         model = add_lora(model, LoraConfig(setting.rank, 2.0 * setting.rank, 0.0, TARGETS), jax.random.key(1))
     graphdef, params, frozen = partition(model)
-    return language_model_loss(graphdef, combine), params, frozen
+    half = setting.layers // 2
+    losses: dict[bool, Any] = {False: language_model_loss(graphdef, combine)}
+    if half:
+        cut = functools.partial(cut_layers, at=half, tied=config.tied)
+        losses[True] = split_language_model_loss(graphdef, combine, cut, half)
+    return losses, params, frozen
 
 
 def rows(setting: Setting, count: int, seed: int) -> LanguageExample:
@@ -182,42 +224,62 @@ def naive_step(loss_fn: Callable[..., Any], optimizer: optax.GradientTransformat
 
 
 def floor_of(setting: Setting, name: str) -> float | None:
-    """Cost over the plain step on n if scoring were free (the cost model of docs/performance.md)."""
+    """Cost over the plain step on n if scoring were free (the cost model of docs/performance.md).
+
+    The plain step is a forward pass, one backward pass to activations and one to weights (none of these for LoRA's
+    base), each of one unit; rematerialisation adds a forward pass.
+    """
     n, m, k = setting.n, setting.m, setting.keep
     if name not in STEPS:
         return None
-    rule, mode = STEPS[name]
-    if rule == "max_loss":
-        return 1 / 3 + k / n if not setting.rank else 1 / 2 + k / n
-    share = 0.0 if rule == "grad_norm" else m / n / (setting.refresh if mode == "cached" else 1)
-    return 1 + share if setting.rank else 1 + share * 2 / 3 - (1 - k / n) / 3
+    mode = STEPS[name]
+    forward = 1.0 if setting.remat == "none" else 2.0
+    weights = 0.0 if setting.rank else 1.0
+    plain = forward + 1 + weights
+    if mode.rule == "max_loss":
+        return (1 + plain * k / n) / plain
+    share = 0.0 if mode.rule == "grad_norm" else m / n / (setting.refresh if mode.validation == "cached" else 1)
+    if mode.scoring.passes == "two":
+        return ((1 + share) * (forward + 1) + plain * k / n) / plain
+    if mode.upper:
+        above = upper_share(setting)
+        through_head = above * ((1 + share) * forward + weights * k / n)
+        return (1 + share + through_head + (1 - above) * (forward + weights) * k / n) / plain
+    return ((1 + share) * (forward + 1) + weights * k / n) / plain
+
+
+def upper_share(setting: Setting) -> float:
+    """The part of a pass that the upper half of the layers and the head cost."""
+    d, kv = setting.width, setting.kv_heads / setting.heads
+    layer = d * d * (2 + 2 * kv) + (2 if setting.family == "gpt2" else 3) * d * setting.ffn
+    above = layer * (setting.layers - setting.layers // 2) + d * setting.vocab
+    return above / (layer * setting.layers + d * setting.vocab)
 
 
 def measure(setting: Setting, rounds: int) -> list[Result]:
     """Compile every step, then run them in turn `rounds` times; medians."""
-    loss_fn, params, frozen = build(setting)
+    losses, params, frozen = build(setting)
     optimizer = optax.adamw(1e-3)
     candidates, validation = rows(setting, setting.n, 2), rows(setting, setting.m, 3)
 
-    def selective(rule: str, keep: int, mode: Literal["merged", "cached"] = "merged") -> Callable:
+    def selective(mode: Mode, keep: int) -> Callable:
         return make_selective_step(
-            loss_fn, optimizer, rule, keep, mode, setting.refresh, learning_rate=1e-3, is_valid=has_labels
+            losses[mode.upper], optimizer, mode.rule, keep, mode.validation, setting.refresh, learning_rate=1e-3,
+            is_valid=has_labels, scoring=mode.scoring,
         )  # fmt: skip
 
     steps: dict[str, Callable] = {
-        "plain on n": selective("regular", setting.n),
-        "plain on k": selective("regular", setting.keep),
+        "plain on n": selective(Mode("regular"), setting.n),
+        "plain on k": selective(Mode("regular"), setting.keep),
     }
     for name in setting.steps:
-        steps[name] = (
-            naive_step(loss_fn, optimizer, setting)
-            if name == "naive"
-            else selective(STEPS[name][0], setting.keep, STEPS[name][1])
-        )
+        naive = name == "naive"
+        steps[name] = naive_step(losses[False], optimizer, setting) if naive else selective(STEPS[name], setting.keep)
 
     states, compiled, facts = {}, {}, {}
     for name, step in steps.items():
-        state = TrainState.create(params, optimizer, reserve_direction="cached" in name)
+        keeps = name in STEPS and (STEPS[name].validation == "cached" or STEPS[name].scoring.micro_batches > 1)
+        state = TrainState.create(params, optimizer, reserve_direction=keeps)
         flops = matmul_flops(step, state, frozen, candidates, validation, branch_share=1 / setting.refresh)
         began = time.perf_counter()
         try:

@@ -5,7 +5,7 @@ from greats_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
 from greats_jax.models.decoder import Decoder
 from greats_jax.models.loading import from_pretrained, save_pretrained
 from greats_jax.models.lora import add_lora, merge_lora
-from greats_jax.models.partition import combine, has_adapters, partition
+from greats_jax.models.partition import combine, cut_layers, has_adapters, partition
 from greats_jax.models.tokenizer import load_tokenizer
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "RopeConfig",
     "add_lora",
     "combine",
+    "cut_layers",
     "from_pretrained",
     "has_adapters",
     "load_adapter",

@@ -71,11 +71,32 @@ class Decoder(nnx.Module):
         deterministic: jax.Array | None = None,
     ) -> jax.Array:
         """Activations after the last norm, [B, T, d] in the compute dtype. Arguments as for the call."""
+        x = self.embedded(input_ids, jnp.arange(input_ids.shape[1], dtype=jnp.int32))
+        return self.norm(self.through(x, attention_mask, dropout_key=dropout_key, deterministic=deterministic))
+
+    def through(
+        self,
+        x: jax.Array,
+        attention_mask: jax.Array | None = None,
+        *,
+        dropout_key: jax.Array | None = None,
+        deterministic: jax.Array | None = None,
+        first: int = 0,
+    ) -> jax.Array:
+        """Activations [B, T, d] after the layers that the model holds, before the last norm.
+
+        Args:
+          x: [B, T, d], embedded tokens or what an earlier part of the layers made of them.
+          attention_mask: as for the call, like the other arguments.
+          dropout_key: as for the call.
+          deterministic: as for the call.
+          first: number of the model's first layer, for a model that was cut (see `cut_layers`).
+        """
         key_mask = None if attention_mask is None else attention_mask.astype(bool)
-        positions = jnp.arange(input_ids.shape[1], dtype=jnp.int32)
+        positions = jnp.arange(x.shape[1], dtype=jnp.int32)
         windows = self.config.windows
         same = len(set(windows)) <= 1
-        per_layer = None if same else jnp.asarray(windows, jnp.int32)
+        per_layer = None if same else jnp.asarray(windows, jnp.int32)[first : first + self.depth]
         static_window = windows[0] if same and windows else 0
 
         def attend(q, k, v, window):
@@ -83,8 +104,12 @@ class Decoder(nnx.Module):
             return causal_attention(q, k, v, key_mask, static_window if window is None else window), None
 
         dropout = None if dropout_key is None else Dropout(dropout_key, deterministic)
-        x, _ = self.run(self.embedded(input_ids, positions), attend, per_layer, dropout)
-        return x
+        return self._scan(x, attend, per_layer, dropout, first)[0]
+
+    @property
+    def depth(self) -> int:
+        """Number of layers held: all, unless the model was cut."""
+        return jax.tree.leaves(nnx.to_pure_dict(nnx.state(self.layers)))[0].shape[0]
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """[B, T, d] -> f32[B, T, V]; the product is accumulated and returned in float32."""
@@ -104,20 +129,24 @@ class Decoder(nnx.Module):
         rope = self.config.rope
         return x if rope is None else rotate(x, positions, rotary_frequencies(rope, self.config.head_dim))
 
-    def run(
-        self, x: jax.Array, attend: Attend, per_layer: Any = None, dropout: Dropout | None = None
-    ) -> tuple[jax.Array, Any]:
+    def run(self, x: jax.Array, attend: Attend, per_layer: Any = None) -> tuple[jax.Array, Any]:
         """All layers and the last norm.
 
         Args:
           x: [B, T, d].
           attend: the attention of one layer; decoding with a cache passes its own.
           per_layer: pytree with leading axis L, one slice of which is given to `attend` in each layer.
-          dropout: randomness for adapters, folded per layer.
 
         Returns:
           [B, T, d], and what `attend` kept, stacked over layers.
         """
+        x, kept = self._scan(x, attend, per_layer, None, 0)
+        return self.norm(x), kept
+
+    def _scan(
+        self, x: jax.Array, attend: Attend, per_layer: Any, dropout: Dropout | None, first: int
+    ) -> tuple[jax.Array, Any]:
+        """The layers; dropout is folded with the number of each."""
         graphdef, stacked = nnx.split(self.layers)
 
         def body(x, inputs):
@@ -129,9 +158,8 @@ class Decoder(nnx.Module):
         if self.config.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.config.remat == "dots" else None
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        indices = jnp.arange(self.config.layers, dtype=jnp.int32)
-        x, kept = jax.lax.scan(body, x, (nnx.to_pure_dict(stacked), indices, per_layer))
-        return self.norm(x), kept
+        indices = jnp.arange(first, first + self.depth, dtype=jnp.int32)
+        return jax.lax.scan(body, x, (nnx.to_pure_dict(stacked), indices, per_layer))
 
 
 def _with_extra(attend: Attend, extra: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import jax
 from flax import nnx
 
+from greats_jax.errors import ModelError
 from greats_jax.models.decoder import Decoder
 from greats_jax.models.layers import LoraParam
 
@@ -32,3 +34,36 @@ def partition(model: Decoder) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, A
 def combine(graphdef: nnx.GraphDef, params: dict[str, Any], frozen: dict[str, Any]) -> Decoder:
     """The inverse of `partition`; cheap, and usable inside jit, grad, vmap, scan and checkpoint."""
     return nnx.merge(graphdef, params, frozen, copy=True)
+
+
+def cut_layers(tree: dict[str, Any], at: int, tied: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Cuts the arrays of a decoder in two: what the first `at` layers need, and what the others and the head need.
+
+    Args:
+      tree: parameters or frozen arrays, as from `partition`.
+      at: number of layers in the lower part.
+      tied: whether the token table is also the head; then both parts hold it.
+
+    Returns:
+      Two trees of the structure of `tree`, which `combine` accepts; an array that a part does not need is cut down to
+      length 0. Linear in the arrays, so that its transpose puts gradients together again. Cost: a copy of the layers.
+
+    Raises:
+      ModelError: there is no layer on one side of the cut.
+    """
+    layers = {len(x) for x in jax.tree.leaves(tree.get("layers", ()))}
+    if any(not 0 < at < count for count in layers):
+        raise ModelError(f"a cut after layer {at} leaves one part without layers: the model has {max(layers)}")
+    in_both = {"embed"} if tied else set()
+    below = {"embed", "positions"}
+
+    def part(lower: bool) -> dict[str, Any]:
+        def cut(path: tuple, x: Any) -> Any:
+            name = path[0].key
+            if name == "layers":
+                return x[:at] if lower else x[at:]
+            return x if name in in_both or (name in below) == lower else x[:0]
+
+        return jax.tree_util.tree_map_with_path(cut, tree)
+
+    return part(True), part(False)

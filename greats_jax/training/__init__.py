@@ -15,6 +15,7 @@ from greats_jax.training.losses import (
     language_rows,
     make_evaluator,
     masked_mean_nll,
+    split_language_model_loss,
 )
 from greats_jax.training.scoring import Projection, Scoring
 from greats_jax.training.split_loss import SplitLoss
@@ -47,6 +48,7 @@ __all__ = [
     "make_evaluator",
     "make_selective_step",
     "masked_mean_nll",
+    "split_language_model_loss",
 ]
 
 

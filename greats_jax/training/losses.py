@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from greats_jax.training.split_loss import SplitLoss
+
 Array = jax.Array
 PyTree = Any
 
@@ -82,6 +84,45 @@ def language_model_loss(
         return masked_mean_nll(logits, example.input_ids, example.label_mask)
 
     return loss_fn
+
+
+def split_language_model_loss(
+    graphdef: Any,
+    combine: Callable[[Any, PyTree, PyTree], Any],
+    cut: Callable[[PyTree], tuple[PyTree, PyTree]],
+    at: int,
+    dropout: bool = False,
+) -> SplitLoss:
+    """The loss of `language_model_loss` cut after `at` layers: the upper layers and the head give the scores.
+
+    The backward pass of rows that are not kept stops at the cut.
+
+    Args:
+        graphdef: static part of a decoder, from `models.partition`.
+        combine: `models.combine`.
+        cut: `models.cut_layers` at that layer, e.g. `lambda tree: cut_layers(tree, 4, tied=True)`.
+        at: number of layers below the cut.
+        dropout: whether the model draws dropout masks at all.
+    """
+
+    def settings(example: LanguageExample) -> tuple[Array | None, Array | None]:
+        if not dropout:
+            return None, None
+        return jax.random.wrap_key_data(example.dropout_key), example.deterministic
+
+    def trunk(lower: PyTree, frozen: PyTree, example: LanguageExample) -> Array:
+        model = combine(graphdef, lower, cut(frozen)[0])
+        key, fixed = settings(example)
+        x = model.embedded(example.input_ids[None], jnp.arange(len(example.input_ids), dtype=jnp.int32))
+        return model.through(x, example.attention_mask[None], dropout_key=key, deterministic=fixed)[0]
+
+    def head(upper: PyTree, frozen: PyTree, x: Array, example: LanguageExample) -> Array:
+        model = combine(graphdef, upper, cut(frozen)[1])
+        key, fixed = settings(example)
+        x = model.through(x[None], example.attention_mask[None], dropout_key=key, deterministic=fixed, first=at)
+        return masked_mean_nll(model.head(model.norm(x))[0], example.input_ids, example.label_mask)
+
+    return SplitLoss(trunk, head, cut)
 
 
 def masked_mean_nll(logits: Array, input_ids: Array, label_mask: Array) -> Array:

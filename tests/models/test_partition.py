@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from greats_jax.models import LoraConfig, add_lora, combine, partition
+from greats_jax.errors import ModelError
+from greats_jax.models import LoraConfig, add_lora, combine, cut_layers, partition
 from greats_jax.models.families import FAMILIES
 
 
@@ -59,3 +61,30 @@ def test_frozen_weights_are_arguments_not_constants(tiny, ids):
     graphdef, params, frozen = partition(add_lora(tiny(), LoraConfig(rank=2), jax.random.key(0)))
     closed = jax.make_jaxpr(lambda p, f, i: combine(graphdef, p, f)(i))(params, frozen, ids)
     assert sum(np.size(constant) for constant in closed.consts) < 100
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
+def test_a_model_that_was_cut_in_two_computes_the_same_in_two_parts(kind, tiny, adapters):
+    model = tiny(kind)
+    if adapters:
+        names = ("c_attn",) if model.config.family == "gpt2" else ("q_proj",)
+        model = add_lora(model, LoraConfig(rank=2, targets=names), jax.random.key(0))
+    graphdef, params, frozen = partition(model)
+    ids = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
+    mask = jnp.asarray([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
+    lower, upper = (
+        combine(graphdef, p, f)
+        for p, f in zip(*(cut_layers(tree, 1, model.config.tied) for tree in (params, frozen)), strict=True)
+    )
+    h = lower.through(lower.embedded(ids, jnp.arange(5, dtype=jnp.int32)), mask)
+    logits = upper.head(upper.norm(upper.through(h, mask, first=1)))
+    assert (lower.depth, upper.depth) == (1, model.config.layers - 1)
+    np.testing.assert_allclose(logits[mask], model(ids, mask)[mask], rtol=1e-5, atol=1e-5)
+
+
+def test_a_cut_leaves_layers_on_both_sides(tiny):
+    model = tiny()
+    _, params, _ = partition(model)
+    for at in (0, model.config.layers):
+        with pytest.raises(ModelError, match="without layers"):
+            cut_layers(params, at, tied=True)

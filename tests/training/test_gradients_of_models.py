@@ -5,11 +5,18 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from greats_jax.ghost import reference, value_and_per_example_grads
-from greats_jax.models import Decoder, DecoderConfig, LoraConfig, RopeConfig, add_lora, combine, partition
-from greats_jax.training import LanguageExample, language_model_loss
+from greats_jax.models import Decoder, DecoderConfig, LoraConfig, RopeConfig, add_lora, combine, cut_layers, partition
+from greats_jax.training import (
+    LanguageExample,
+    TrainState,
+    language_model_loss,
+    make_selective_step,
+    split_language_model_loss,
+)
 
 SHAPE = {"vocab_size": 61, "width": 16, "layers": 3, "heads": 4, "head_dim": 4, "ffn_width": 24, "max_length": 64}
 LLAMA3 = RopeConfig(500.0, "llama3", 8.0, 1.0, 4.0, 32)
@@ -92,6 +99,25 @@ def test_losses_gram_and_update_equal_materialised_gradients(family, lora, remat
     for part, other in zip(found, expected, strict=True):
         assert largest_relative_difference(part, other) < 1e-5
     assert float(expected[1][0, 0]) > 0
+
+
+@pytest.mark.parametrize(("family", "lora"), [("llama", True), ("qwen2", False), ("gpt2", False)])
+def test_a_loss_that_was_cut_is_the_same_loss_with_the_same_update(family, lora):
+    model = model_of(family, lora, "none")
+    graphdef, params, frozen = partition(model)
+    cut = functools.partial(cut_layers, at=1, tied=model.config.tied)
+    optimizer = optax.sgd(0.1)
+
+    def after(loss, rule):
+        step = make_selective_step(loss, optimizer, rule, keep=4, learning_rate=0.1)
+        state, metrics = step(TrainState.create(params, optimizer), frozen, rows(4), rows(2))
+        return state.params, metrics
+
+    plain, expected = after(language_model_loss(graphdef, combine, dropout=lora), "regular")
+    found, metrics = after(split_language_model_loss(graphdef, combine, cut, 1, dropout=lora), "greats")
+    np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-5)
+    change, other = (jax.tree.map(jnp.subtract, p, params) for p in (found, plain))
+    assert largest_relative_difference(change, other) < 1e-4
 
 
 def test_every_weight_matrix_of_a_model_is_factored_or_smaller_than_its_factors():
