@@ -22,8 +22,8 @@ Rule = Callable[["Walker", jex.JaxprEqn, int], "list[Term] | None"]
 # A walk is cut at this depth, far beyond any chain of views, so that a deep unrolled network cannot exhaust the stack.
 _MAX_DEPTH = 120
 
-# An axis of this many entries is a vocabulary's. The loss holds logits [n, t, V] anyway, so their factors add nothing to
-# the peak, while [n, V, d] would.
+# An axis of this many entries is a vocabulary's. The loss holds logits [n, t, V] anyway, so factors of that size add
+# nothing to the peak, while products [n, V, d] would.
 _VOCABULARY = 2**14
 
 

@@ -159,6 +159,26 @@ def _path(specs: tuple[Labels, ...], out: Labels, sizes: Sizes) -> tuple[Any, op
     return opt_einsum.contract_path(_equation(specs, out), *shapes, shapes=True, optimize=optimize)
 
 
+def intermediates(specs: tuple[Spec, ...], out: Labels, sizes: Sizes) -> list[tuple[frozenset[int], Labels]]:
+    """What a contraction forms on its way: which of `specs` went into each array but the last, and its labels.
+
+    A one-hot operand is met with the others first; the arrays made by that are not listed.
+    """
+    if any(s.one_hot is not None for s in specs):
+        return []
+    path, _ = _path(tuple(s.labels for s in specs), out, sizes)
+    left = [(frozenset([i]), s.labels) for i, s in enumerate(specs)]
+    made = []
+    for step in path:
+        picked = [left[i] for i in step]
+        left = [x for i, x in enumerate(left) if i not in step]
+        needed = {*out, *(label for _, labels in left for label in labels)}
+        labels = dict.fromkeys(label for _, labels in picked for label in labels if label in needed)
+        left.append((frozenset().union(*(members for members, _ in picked)), tuple(labels)))
+        made.append(left[-1])
+    return made[:-1]
+
+
 def _contract_whole(tensors: Sequence[Tensor], out: Labels, sizes: Sizes) -> Array:
     dtype = accumulation_dtype([t.array for t in tensors])
     free = [t for t in tensors if t.spec.one_hot is not None and t.spec.one_hot in out]
