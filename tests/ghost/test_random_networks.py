@@ -20,43 +20,41 @@ def floats(params: dict) -> dict:
 
 
 def contractions(losses, grads: PerExampleGrads, other: PerExampleGrads, direction, weights) -> dict:
+    dot = grads.dot(direction)
     return {
         "losses": losses,
         "gram": grads.gram(),
         "squared_norms": grads.squared_norms(),
         "cross": grads.cross(other[: len(other) // 2 + 1]),
-        "dot": grads.dot(direction),
+        "dot": dot,
+        "dot_by_jvp": dot,
         "weighted_sum": floats(grads.weighted_sum(weights)),
     }
 
 
-def laid_out(loss, params, frozen, batch, noise, weights) -> tuple[dict, dict, dict]:
-    """A direction, the same contractions by gradients laid out, and the size of the numbers in each.
-
-    JAX differentiates only floating leaves.
-    """
-    constants = {name: x for name, x in params.items() if name == "count"}
-
-    def of_floats(trained, frozen, example):
-        return loss({**trained, **constants}, frozen, example)
-
-    grads = reference.per_example_grads(of_floats, floats(params), frozen, batch)
+def laid_out(loss, params, frozen, batch, noise, weights, compute) -> tuple[dict, dict, dict]:
+    """A direction, the same contractions by gradients laid out, and the size of the numbers in each."""
+    grads = floats(reference.per_example_grads(loss, params, frozen, batch))
     gram = reference.gram(grads)
     # The first gradient and some noise: against noise alone products cancel, and little of them is left to compare.
     direction = jax.tree.map(lambda g, v: g[0] + 0.5 * jnp.sqrt(gram[0, 0]) * v, grads, floats(noise))
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
     terms = jax.tree.map(lambda g: jnp.einsum("n,n...->n...", weights, g), grads)
+    dot = sum(jnp.einsum("n...,...->n", g, v) for g, v in pairs)
+    direction = params | direction
     expected = {
         "losses": jax.vmap(loss, (None, None, 0))(params, frozen, batch),
         "gram": gram,
         "squared_norms": jnp.diagonal(gram),
         "cross": gram[:, : len(gram) // 2 + 1],
-        "dot": sum(jnp.einsum("n...,...->n", g, v) for g, v in pairs),
+        "dot": dot,
+        # In bfloat16 forward mode rounds elsewhere, and that would be all there is to see.
+        "dot_by_jvp": reference.dot_by_jvp(loss, direction, params, frozen, batch) if compute == "float32" else dot,
         "weighted_sum": jax.tree.map(lambda g: g.sum(0), terms),
     }
     # A sum of gradients that cancel is as exact as what is summed.
     sizes = jax.tree.map(lambda x: jnp.abs(x).max(), {**expected, "weighted_sum": terms})
-    return {**direction, **constants}, expected, sizes
+    return direction, expected, sizes
 
 
 def check(network: Network, compute: str) -> None:
@@ -70,7 +68,7 @@ def check(network: Network, compute: str) -> None:
     @jax.jit
     def both(params, frozen, batch):
         loss = loss_of(network, compute)
-        direction, expected, sizes = laid_out(loss, params, frozen, batch, noise, weights)
+        direction, expected, sizes = laid_out(loss, params, frozen, batch, noise, weights, compute)
         losses, factors = value_and_per_example_grads(loss, instantiate_below=0.0)(params, frozen, batch)
         again, default = value_and_per_example_grads(loss)(params, frozen, batch)
         found = contractions(losses, factors, default, direction, weights)
