@@ -13,6 +13,7 @@ from greats_jax.errors import ArgumentError
 from greats_jax.ghost import contractions as c
 from greats_jax.ghost.explanation import Explanation, explain_leaf
 from greats_jax.ghost.layout import EXAMPLE, LeafSpec
+from greats_jax.ghost.projection import features
 
 Array = jax.Array
 PyTree = Any
@@ -121,6 +122,29 @@ class PerExampleGrads:
             zip(*(p for p in pairs if p is not None), strict=True) if any(p is not None for p in pairs) else ((), ())
         )
         return self._total(list(grams), (self.n, self.n)), self._total(list(products), (self.n,))
+
+    def project(self, rank: int, key: Array, layer: Array | int | None = None) -> Array:
+        """Random features whose inner products estimate those of the gradients without bias: f32[n, rank].
+
+        For features f of this and h of other gradients of the same parameters, with the same rank and key, the mean of
+        `<f_i, h_j>` over keys is `<g_i, h_j>`; its standard deviation is about `|g_i| |h_j| / sqrt(rank)`. The features
+        are linear in the gradient, however it is factored: those of a part of the parameters add up to those of all.
+        The sides of a matrix are multiplied by random signs (LoGra, Choe et al. 2024, arXiv 2405.13954); leaves, and
+        layers of a stacked leaf, have independent signs and share the features.
+
+        Cost of a dense leaf with factors [n, t, p] and [n, t, q]: about `2 n t (p + q + sqrt(rank)) sqrt(rank)` FLOPs,
+        against `2 n t p q` of its forward pass. Nothing larger than a factor or a `[p, sqrt(rank)]` is formed.
+
+        Args:
+            rank: number of features.
+            key: PRNG key, traced or not. The same key gives the same map.
+            layer: number of the layer (i32, traced or not) when the parameters are one layer's slices of leaves that
+                are stacked elsewhere: the features of all slices add up to those of the stacked leaves.
+
+        Raises:
+            ArgumentError: the rank is not a positive integer.
+        """
+        return features(self._factored(), self.n, rank, key, layer)
 
     def weighted_sum(self, weights: Array | PyTree, dtype: Any = None) -> PyTree:
         """`sum_i w_i g_i`, a pytree like the parameters, each leaf in its parameter's dtype (or in `dtype`).
