@@ -46,6 +46,7 @@ class Walker:
         self._bodies: dict[int, Walker] = {}
         self._depth = 0
         self.stops: dict[jex.Var, str] = {}
+        self.products: set[Value] = set()
 
     def terms(self, atom: Any) -> list[Term]:
         """`atom` as a sum of terms whose output axes are its axes; no terms means zero."""
@@ -81,6 +82,8 @@ class Walker:
         ends = {reason for t in found for op in t.operands if (reason := self.stop(op.value))}
         if ends and all(t.is_plain and t.summed <= _iterations(eqn, t) for t in found):
             self.stops[var] = ", ".join(sorted(ends))  # as large as what the walk ended at: not a sum over tokens
+        if not all(t.is_plain for t in found):
+            self.products.add(var)
         return raw
 
     def _pays(self, var: jex.Var, terms: list[Term]) -> bool:
@@ -252,6 +255,8 @@ def _multiply(walker: Walker, eqn: jex.JaxprEqn, _: int) -> list[Term] | None:
         if scalar is not None:
             return [replace(t, operands=(*t.operands, Operand(scalar, ()))) for t in walker.terms(scaled)]
         terms = walker.terms(scaled)
+        if all(op.value in walker.products for t in terms for op in t.operands):
+            return [whole(eqn.outvars[0], shape_of(scaled))]
         if not isinstance(factor, jex.Literal) and any(not t.is_plain for t in terms):
             spread = walker.spread(factor)
             if spread.operands[0].size() < int(np.prod(shape_of(scaled))):

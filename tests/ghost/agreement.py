@@ -22,7 +22,7 @@ def explained_after_checking(loss, *args, forward_mode=True, instantiate_below=0
     """
     params, n = args[0], jax.tree.leaves(args[-1])[0].shape[0]
     direction = jax.tree.map(lambda x: normal(x.size, *x.shape).astype(jnp.float32), params)
-    weights, rest = jnp.linspace(-0.5, 2.0, n), slice(1, None)
+    weights, rest = jnp.linspace(-0.5, 2.0, n), slice(n // 2, None)
 
     @jax.jit
     def contracted(*args):

@@ -39,6 +39,18 @@ def test_examples_may_be_trees_of_many_arrays():
     assert losses[2] == grads.squared_norms()[2] == 0
 
 
+def test_learned_positions_are_factored_where_they_are_looked_up_and_materialised_where_they_are_sliced():
+    params = {"looked_up": normal(0, 9, D), "sliced": normal(1, 9, D), "all": normal(2, T, D), "w": normal(3, D, D)}
+
+    def loss(params, x):
+        positions = params["looked_up"][jnp.arange(T)] + params["sliced"][:T] + params["all"]
+        return jnp.mean(jnp.tanh((x + positions) @ params["w"]) ** 2)
+
+    explanation = explained_after_checking(loss, params, normal(4, N, T, D, scale=1))
+    assert materialised(explanation) == {"['sliced']": "pad"}
+    assert factored(explanation) >= {"['looked_up']", "['w']"}
+
+
 def test_integer_and_boolean_leaves_are_constants_for_the_reference_too():
     params = {
         "w": normal(0, D, D),
