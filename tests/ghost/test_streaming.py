@@ -1,6 +1,7 @@
 """Contraction inside the backward pass: the same numbers, and no factor that outlives its layer."""
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def shapes_between_scans(jaxpr):
     for eqn in jaxpr.eqns:
         yield from (v.aval.shape for v in eqn.outvars)
         if eqn.primitive.name not in ("scan", "while"):
-            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            for inner in jex.jaxprs_in_params(eqn.params):
                 yield from shapes_between_scans(inner)
 
 

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import pytest
 
@@ -35,6 +36,7 @@ CONTRACTIONS = {
     "align": lambda g, _: g[: N - 1].align(g[N - 1 :], jnp.ones(1)),
     "gram_and_dot": lambda g, params: g.gram_and_dot(params),
     "gram_and_alignment": lambda g, _: g.gram_and_alignment(N - 1, jnp.ones(1)),
+    "project": lambda g, _: g.project(64, jax.random.key(0)),
 }
 
 
@@ -47,14 +49,8 @@ def abstract(t, d, loss):
 
 def shapes_in(jaxpr):
     """The shapes of all values that a program computes, in it and in every program inside it."""
-    found = set()
-    for eqn in jaxpr.eqns:
-        found |= {v.aval.shape for v in eqn.outvars}
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, list | tuple) else [value]:
-                inner = getattr(inner, "jaxpr", inner)
-                found |= shapes_in(inner) if hasattr(inner, "eqns") else set()
-    return found
+    found = {v.aval.shape for eqn in jaxpr.eqns for v in eqn.outvars}
+    return found.union(*(shapes_in(inner) for eqn in jaxpr.eqns for inner in jex.jaxprs_in_params(eqn.params)))
 
 
 @pytest.mark.parametrize("loss", [tied, untied], ids=lambda f: f.__name__)
