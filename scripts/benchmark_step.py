@@ -41,7 +41,7 @@ from greats_jax.training import (
 from greats_jax.training.costs import matmul_flops
 
 PyTree = Any
-RANK = 256  # of projected features
+RANK = 1024  # of projected features
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -102,11 +102,16 @@ PRESETS = {
     ),
     "compile": Setting(256, 24, 688, 4, 4, 1024, 8, 1, 4, 64, steps=("greats", "first", "two-pass")),
     "gpt2": Setting(
-        768, 12, 3072, 12, 12, 50304, 16, 4, 8, 512, steps=("greats", "first", "first-cached", "naive"), family="gpt2"
+        768, 12, 3072, 12, 12, 50304, 16, 1, 8, 512, family="gpt2",
+        steps=("greats", "first", "first-cached", "projected", "upper", "naive"),
     ),
-    "smollm2": Setting(576, 30, 1536, 9, 3, 49152, 16, 4, 8, 512, 16, ("greats", "first", "greats-cached", "naive")),
+    "smollm2": Setting(576, 30, 1536, 9, 3, 49152, 16, 1, 8, 512, 16, ("greats", "first", "greats-cached", "naive")),
     "llama-8b": Setting(
         4096, 32, 14336, 32, 8, 128256, 8, 1, 4, 512, 8, ("greats", "first", "greats-cached"),
+        dtype="bfloat16", compute="bfloat16",
+    ),
+    "llama-8b-full": Setting(
+        4096, 32, 14336, 32, 8, 128256, 8, 1, 4, 512, 0, ("greats", "first", "projected", "upper-projected"),
         dtype="bfloat16", compute="bfloat16",
     ),
 }  # fmt: skip
@@ -136,6 +141,7 @@ STEPS = {
     "upper-projected": Mode(scoring=Scoring(projection=Projection(RANK, "projected")), upper=True),
     "two-pass": Mode(scoring=Scoring("two")),
     "two-pass-first": Mode("greats_first_order", scoring=Scoring("two")),
+    "two-pass-cached": Mode(validation="cached", scoring=Scoring("two")),
     "two-pass-micro": Mode(scoring=Scoring("two", 4)),
 }
 
@@ -276,34 +282,45 @@ def measure(setting: Setting, rounds: int) -> list[Result]:
         naive = name == "naive"
         steps[name] = naive_step(losses[False], optimizer, setting) if naive else selective(STEPS[name], setting.keep)
 
-    states, compiled, facts = {}, {}, {}
+    # Steps take turns on one state, so that a large model is there once; only some need room for a direction.
+    directed = {
+        name: name in STEPS and (STEPS[name].validation == "cached" or STEPS[name].scoring.micro_batches > 1)
+        for name in steps
+    }
+    states = {
+        reserve: TrainState.create(params, optimizer, reserve_direction=reserve) for reserve in set(directed.values())
+    }
+    del params
+    compiled, facts = {}, {}
     for name, step in steps.items():
-        keeps = name in STEPS and (STEPS[name].validation == "cached" or STEPS[name].scoring.micro_batches > 1)
-        state = TrainState.create(params, optimizer, reserve_direction=keeps)
-        flops = matmul_flops(step, state, frozen, candidates, validation, branch_share=1 / setting.refresh)
+        inputs = states[directed[name]], frozen, candidates, validation
+        flops = matmul_flops(step, *inputs, branch_share=1 / setting.refresh)
         began = time.perf_counter()
         try:
-            compiled[name] = step.lower(state, frozen, candidates, validation).compile()
+            compiled[name] = step.lower(*inputs).compile()
         except jax.errors.JaxRuntimeError as error:
             print(f"{name}: does not compile here ({str(error).splitlines()[0][:120]})", file=sys.stderr)
             continue
         seconds = time.perf_counter() - began
         facts[name] = (flops, compiled[name].memory_analysis().temp_size_in_bytes / 2**20, seconds)
-        states[name] = state
     times: dict[str, list[float]] = {name: [] for name in compiled}
     for number in range(rounds + 1):
         for name in list(compiled):
             # A cached step is cheap in R - 1 of R calls: time a whole cycle of R.
-            calls = setting.refresh if "cached" in name else 1
+            calls = setting.refresh if name in STEPS and STEPS[name].validation == "cached" else 1
+            state = states[directed[name]]
             began = time.perf_counter()
             try:
                 for _ in range(calls):
-                    states[name], _ = compiled[name](states[name], frozen, candidates, validation)
-                jax.block_until_ready(states[name])
+                    state, _ = compiled[name](state, frozen, candidates, validation)
+                jax.block_until_ready(state)
             except jax.errors.JaxRuntimeError as error:
                 print(f"{name}: does not run here ({str(error).splitlines()[0][:120]})", file=sys.stderr)
-                del compiled[name], states[name]
+                del compiled[name], state  # its arrays were donated
+                fresh = TrainState.create(build(setting)[1], optimizer, reserve_direction=directed[name])
+                states[directed[name]] = fresh
                 continue
+            states[directed[name]] = state
             if number:  # the first round warms up
                 times[name].append((time.perf_counter() - began) / calls)
     medians = {name: statistics.median(values) for name, values in times.items() if values}

@@ -26,8 +26,15 @@ from greats_jax.ghost.layout import EXAMPLE, LeafSpec, TermSpec, finest_splits, 
 Array = jax.Array
 PyTree = Any
 
-# Per-example products are formed in slices of this many bytes: read again at once, they should still be in cache.
+# Per-example products are formed in slices of this many bytes. On a CPU a slice that is read again at once should still
+# be in cache; on an accelerator small slices are many small kernels (GPT-2 on an H200: exact GREATS 3.7 times the plain
+# step with 16 MiB, 1.9 times with 256 MiB).
 INSTANCE_LIMIT = 2**24
+_ON_ACCELERATORS = 16
+
+# FLOPs that take as long as moving a byte, roughly: what decides between forms that cost alike in FLOPs. On an H200 the
+# products of an 8B-shaped model's examples took longer to write than to compute.
+FLOPS_PER_BYTE = {"cpu": 5.0, "accelerator": 150.0}
 
 # The second set of examples in a cross product; contraction-only labels of the second side are shifted out of the way.
 OTHER = -1
@@ -88,7 +95,7 @@ def squared_norms(leaf: Factored, keep: Labels = ()) -> Array | None:
 
 def dot(leaf: Factored, direction: Array, keep: Labels = ()) -> Array | None:
     """`<g_i, v>` of one leaf, `[*keep, n]`, for a direction of the parameter's shape."""
-    target = Tensor(direction.reshape(leaf.spec.atom_shape), Spec(leaf.spec.out))
+    target = _direction(leaf, direction)
     parts = [contract([*leaf.tensors(t), target], (*keep, EXAMPLE)) * t.coefficient for t in leaf.spec.terms or ()]
     return sum(parts[1:], start=parts[0]) if parts else None
 
@@ -97,12 +104,11 @@ def weighted_sum(leaf: Factored, weights: Array) -> Array:
     """`sum_i w_i g_i` of one leaf, with weights `[n]` or `[layers, n]`; rows of weight 0 are never read."""
     spec = leaf.spec
     labels = (EXAMPLE,) if weights.ndim == 1 else (*spec.out[:1], EXAMPLE)
-    scale = Tensor(weights, Spec(labels))
     sizes = dict(spec.sizes)
     parts = []
     for term in spec.terms or ():
         tensors = [_drop_rows(t, weights, labels) for t in leaf.tensors(term)]
-        parts.append(contract([*tensors, scale], spec.out, sizes) * term.coefficient)
+        parts.append(contract(_weigh_rows(tensors, weights, labels), spec.out, sizes) * term.coefficient)
     return sum(parts[1:], start=parts[0]).reshape(spec.shape) if parts else jnp.zeros(spec.shape, jnp.float32)
 
 
@@ -132,7 +138,7 @@ def gram_and_dot(leaf: Factored, direction: Array) -> tuple[Array, Array] | None
     if gram_plan(leaf)[0] != "instantiate":
         own, aligned = gram(leaf), dot(leaf, direction)
         return None if own is None or aligned is None else (own, aligned)
-    target = Tensor(direction.reshape(leaf.spec.atom_shape), Spec(leaf.spec.out))
+    target = _direction(leaf, direction)
 
     def both(product: Tensor, part: Tensor) -> tuple[Array, Array]:
         return _product_gram(product, leaf, ()), contract([product, part], (EXAMPLE,))
@@ -150,6 +156,17 @@ def gram_and_alignment(ours: Factored, theirs: Factored, weights: Array) -> tupl
         return gram_and_dot(ours, weighted_sum(theirs, weights))
     own, table = gram(ours), cross(ours, theirs)
     return None if own is None or table is None else (own, _weigh(table, weights))
+
+
+def _direction(leaf: Factored, direction: Array) -> Tensor:
+    """A direction of the leaf, labelled, in the dtype of the leaf's factors.
+
+    A float32 direction would turn the products with bfloat16 factors into float32 ones, at half their speed or less;
+    its rounding is that of the gradients themselves.
+    """
+    floats = {leaf.pool[i].dtype for t in leaf.spec.terms or () for i, spec in t.operands if spec.one_hot is None}
+    dtype = jnp.result_type(*floats) if floats else direction.dtype
+    return Tensor(direction.reshape(leaf.spec.atom_shape).astype(dtype), Spec(leaf.spec.out))
 
 
 def _weigh(table: Array, weights: Array) -> Array:
@@ -189,7 +206,9 @@ def gram_plan(leaf: Factored) -> tuple[str, Plan]:
         return "whole", ghost
     n = _rows(leaf)
     flops = _sum_flops(leaf) + 2.0 * n * n * leaf.spec.size
-    if flops >= ghost.flops:
+    # What is written is read once more: products of examples, or the two tables of all pairs of tokens.
+    balance = FLOPS_PER_BYTE["cpu" if jax.default_backend() == "cpu" else "accelerator"]
+    if flops + balance * 8 * n * leaf.spec.size >= ghost.flops + balance * 4 * ghost.peak_bytes * ghost.slices:
         return "ghost", ghost
     slices = math.prod(count for _, count in _instance_cuts(leaf, n))
     return "instantiate", Plan(flops, 4 * n * leaf.spec.size // slices, None, slices)
@@ -248,7 +267,8 @@ def _product_gram(product: Tensor, leaf: Factored, keep: Labels) -> Array:
 
 def _instance_cuts(leaf: Factored, n: int) -> list[tuple[int, int]]:
     """Labels and numbers of slices, layers first, until the products of all examples fit `INSTANCE_LIMIT`."""
-    need = math.ceil(4 * n * leaf.spec.size / INSTANCE_LIMIT)
+    limit = INSTANCE_LIMIT * (1 if jax.default_backend() == "cpu" else _ON_ACCELERATORS)
+    need = math.ceil(4 * n * leaf.spec.size / limit)
     classes = {spec.one_hot for term in leaf.spec.terms or () for _, spec in term.operands}
     cuts = []
     for label, size in leaf.spec.sizes:
@@ -305,6 +325,19 @@ def _drop_rows(tensor: Tensor, weights: Array, labels: Labels) -> Tensor:
     order = [labels.index(x) for x in tensor.spec.labels if x in labels]
     spread = jnp.expand_dims(unused.transpose(order), [i for i, x in enumerate(tensor.spec.labels) if x not in labels])
     return tensor._replace(array=jnp.where(spread, 0, tensor.array))
+
+
+def _weigh_rows(tensors: Sequence[Tensor], weights: Array, labels: Labels) -> list[Tensor]:
+    """Operands times the weights of the rows, in an operand's own dtype where one has the axes for it."""
+    for place, tensor in enumerate(tensors):
+        if tensor.spec.one_hot is None and set(labels) <= set(tensor.spec.labels):
+            order = [labels.index(x) for x in tensor.spec.labels if x in labels]
+            absent = [i for i, x in enumerate(tensor.spec.labels) if x not in labels]
+            scaled = tensor.array * jnp.expand_dims(weights.transpose(order), absent)
+            return [
+                *tensors[:place], tensor._replace(array=scaled.astype(tensor.array.dtype)), *tensors[place + 1 :]
+            ]  # fmt: skip
+    return [*tensors, Tensor(weights, Spec(labels))]
 
 
 def _cut_alike(a: Factored, b: Factored) -> tuple[Factored, Factored]:

@@ -6,6 +6,7 @@ hand. `resolve` is what the trainer does first: it checks the tree and fills in 
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -81,6 +82,29 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
+class ScoringConfig:
+    """How scores are computed. What is left out is exact and uses every trained parameter.
+
+    Attributes:
+        passes: one keeps the factors of all layers until the choice is made; two drops each layer's and runs the kept
+            examples again, in the memory of ordinary training.
+        micro_batches: Parts in which the candidates of one choice are scored, one after another; needs two passes.
+        projection: Random features of a gradient that stand for it where two candidates are compared; null for exact.
+        alignment: Whether projected features also stand in the comparison with the validation examples.
+        upper_layers: Score by this many upper layers and the head, and stop the backward pass of dropped examples
+            below them; null for all layers.
+        leaves: Score by the parameters whose path this regular expression finds, e.g. q_proj|v_proj; null for all.
+    """
+
+    passes: Literal["one", "two"] = "one"
+    micro_batches: int = 1
+    projection: int | None = None
+    alignment: Literal["exact", "projected"] = "exact"
+    upper_layers: int | None = None
+    leaves: str | None = None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -100,6 +124,7 @@ class TrainConfig:
         accumulate: Micro-batches per optimizer update; selection happens inside each.
         optimizer: The update rule and schedule.
         validation: How validation examples are used in selection.
+        scoring: How scores are computed: exactly or by projection, in one pass or two, by which parameters.
         update_weighting: What the kept examples are averaged over in the update: examples, each counting the same, or
             tokens, each counting as many times as it has label tokens.
         evaluate_every: Updates between evaluations of validation and test perplexity; null for before and after only.
@@ -123,6 +148,7 @@ class TrainConfig:
     accumulate: int = 1
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
     update_weighting: Literal["examples", "tokens"] = "examples"
     evaluate_every: int | None = None
     evaluate_batch: int = 8
@@ -158,6 +184,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError(
             f"validation.refresh_every is {config.validation.refresh_every}, which needs validation.mode=cached"
         )
+    _check_scoring(config)
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed is {config.seed}; it must be a whole number from 0 to {2**32 - 1}")
     keep = kept(config)
@@ -196,6 +223,30 @@ def kept(config: TrainConfig) -> int:
     return max(1, round(config.batch * fraction))
 
 
+def _check_scoring(config: TrainConfig) -> None:
+    """What of the scoring contradicts something else."""
+    scoring = config.scoring
+    parts = scoring.micro_batches
+    if parts > 1 and scoring.passes == "one":
+        raise ConfigError(f"scoring.micro_batches is {parts}, which needs scoring.passes=two")
+    if config.batch % parts:
+        raise ConfigError(f"scoring.micro_batches is {parts}, which does not divide batch ({config.batch})")
+    if scoring.alignment == "projected":
+        if scoring.projection is None:
+            raise ConfigError("scoring.alignment is projected, which needs scoring.projection, e.g. 1024")
+        if parts > 1 or config.validation.mode == "cached":
+            raise ConfigError(
+                "scoring.alignment=projected needs the validation examples in the candidates' pass: set "
+                "scoring.micro_batches=1 and validation.mode=merged, or scoring.alignment=exact"
+            )
+    if scoring.upper_layers is not None and scoring.passes == "two":
+        raise ConfigError("scoring.upper_layers resumes the one backward pass; set scoring.passes=one")
+    try:
+        re.compile(scoring.leaves or "")
+    except re.error as error:
+        raise ConfigError(f'scoring.leaves: "{scoring.leaves}" is no regular expression ({error})') from None
+
+
 def _output(config: TrainConfig) -> str:
     """The run folder with its placeholders filled in."""
     task = config.task.subject or config.task.name
@@ -219,6 +270,9 @@ def _check_ranges(config: TrainConfig) -> None:
         "evaluate_batch": config.evaluate_batch,
         "validation.per_step": validation.per_step,
         "validation.refresh_every": validation.refresh_every,
+        "scoring.micro_batches": config.scoring.micro_batches,
+        "scoring.projection": config.scoring.projection,
+        "scoring.upper_layers": config.scoring.upper_layers,
     }
     above_zero = {
         "keep_fraction": config.keep_fraction,

@@ -42,13 +42,13 @@ class Projection:
             the contraction with the validation gradient (needs `validation="merged"`).
     """
 
-    rank: int = 256
+    rank: int = 1024
     alignment: Literal["exact", "projected"] = "exact"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
         if self.rank < 1:
-            raise ArgumentError(f"Projection(rank={self.rank}): at least one feature is needed, e.g. 256")
+            raise ArgumentError(f"Projection(rank={self.rank}): at least one feature is needed, e.g. 1024")
         _choice("Projection", "alignment", self.alignment, ("exact", "projected"))
 
 

@@ -1,6 +1,8 @@
 """A whole run: load, evaluate, train with selection, evaluate, save."""
 
+import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,16 +12,30 @@ import jax.numpy as jnp
 import optax
 
 from greats_jax.data import Candidates, CandidateSampler, LanguageBatch, collate
-from greats_jax.errors import RunError
-from greats_jax.models import combine, load_tokenizer, partition, save_adapter, save_pretrained
+from greats_jax.errors import ConfigError, RunError
+from greats_jax.models import (
+    DecoderConfig,
+    combine,
+    cut_layers,
+    load_tokenizer,
+    partition,
+    save_adapter,
+    save_pretrained,
+)
 from greats_jax.selection import get
-from greats_jax.training.config import TrainConfig, kept, resolve, total_steps
+from greats_jax.training.config import ScoringConfig, TrainConfig, kept, resolve, total_steps
 from greats_jax.training.costs import selection_share
 from greats_jax.training.draws import prefetch, validation_rows
 from greats_jax.training.evaluation import EvaluationSet, evaluate_task, row_losses
 from greats_jax.training.events import Evaluated, Event, Noticed, Started, Tracker
 from greats_jax.training.jsonl import read_json_lines
-from greats_jax.training.losses import has_labels, label_count, language_model_loss, language_rows
+from greats_jax.training.losses import (
+    has_labels,
+    label_count,
+    language_model_loss,
+    language_rows,
+    split_language_model_loss,
+)
 from greats_jax.training.optimizers import build_optimizer, build_schedule
 from greats_jax.training.plots import plot_run
 from greats_jax.training.recording import Recorder
@@ -35,7 +51,9 @@ from greats_jax.training.run_folder import (
     claim,
     write_summary,
 )
+from greats_jax.training.scoring import Projection, Scoring
 from greats_jax.training.setup import TaskData, check_lengths, load_data, load_initial
+from greats_jax.training.split_loss import SplitLoss
 from greats_jax.training.state import TrainState
 from greats_jax.training.step import make_selective_step
 from greats_jax.training.summary import summarize
@@ -103,7 +121,9 @@ class Trainer:
         optimizer = build_optimizer(config.optimizer, schedule, config.accumulate)
         has_dropout = config.lora is not None and config.lora.dropout > 0
         loss_fn = language_model_loss(run.graphdef, combine, dropout=has_dropout)
-        step = _make_step(config, loss_fn, optimizer, schedule, config.method)
+        upper = config.scoring.upper_layers
+        scored = loss_fn if upper is None else _cut_loss(upper, run, has_dropout)
+        step = _make_step(config, scored, optimizer, schedule, config.method)
         plain_step = _make_step(config, loss_fn, optimizer, schedule, "regular")
         losses_of = row_losses(loss_fn)
         pad_id = run.data.pool.pad_id
@@ -113,8 +133,8 @@ class Trainer:
         def evaluate(number: int, params: Any) -> None:
             emit(Evaluated(number, evaluate_task(validation, test, losses_of, params, run.frozen)))
 
-        cached = config.validation.mode == "cached"
-        state = TrainState.create(run.params, optimizer, seed=config.seed, reserve_direction=cached)
+        directed = config.validation.mode == "cached" or config.scoring.micro_batches > 1
+        state = TrainState.create(run.params, optimizer, seed=config.seed, reserve_direction=directed)
         evaluate(0, state.params)
         dropout_key = jax.random.key(config.seed)
         recorder = Recorder(emit, run.data.pool.sources, config.accumulate)
@@ -147,9 +167,24 @@ class Trainer:
         return state.params, False
 
 
+def _cut_loss(upper: int, run: "_Loaded", has_dropout: bool) -> SplitLoss:
+    """The loss cut below the layers that score."""
+    at = run.architecture.layers - upper
+    cut = functools.partial(cut_layers, at=at, tied=run.architecture.tied)
+    return split_language_model_loss(run.graphdef, combine, cut, at, dropout=has_dropout)
+
+
+def _scoring(config: ScoringConfig) -> Scoring:
+    """The step's options as the configuration spells them."""
+    projection = None if config.projection is None else Projection(config.projection, config.alignment)
+    pattern = None if config.leaves is None else re.compile(config.leaves)
+    leaves = None if pattern is None else lambda path: pattern.search(path) is not None
+    return Scoring(config.passes, config.micro_batches, leaves, projection)
+
+
 def _make_step(
     config: TrainConfig,
-    loss_fn: Callable[..., jax.Array],
+    loss_fn: Callable[..., jax.Array] | SplitLoss,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     method: str,
@@ -165,12 +200,14 @@ def _make_step(
         learning_rate=lambda batches: schedule(jnp.asarray(batches) // config.accumulate),
         is_valid=has_labels,
         row_weight=label_count if config.update_weighting == "tokens" else None,
+        scoring=_scoring(config.scoring),
     )
 
 
 class _Loaded(NamedTuple):
     """What a run works on."""
 
+    architecture: DecoderConfig
     graphdef: Any
     params: Any
     frozen: Any
@@ -207,7 +244,12 @@ def _load(config: TrainConfig) -> _Loaded:
     CandidateSampler(data.pool, config.batch, config.seed)  # refuses a pool that cannot fill a batch
     model = load_initial(config)
     check_lengths(data, model.config.max_length)
-    return _Loaded(*partition(model), tokenizer, data)
+    upper = config.scoring.upper_layers
+    if upper is not None and upper >= model.config.layers:
+        raise ConfigError(
+            f"scoring.upper_layers is {upper}, but the model has {model.config.layers} layers: give fewer, or null"
+        )
+    return _Loaded(model.config, *partition(model), tokenizer, data)
 
 
 def _batch_maker(config: TrainConfig, data: TaskData) -> Callable[[int], tuple[Candidates, LanguageBatch | None]]:

@@ -8,6 +8,7 @@ from greats_jax.models import LoraConfig
 from greats_jax.training.config import (
     ModelConfig,
     OptimizerConfig,
+    ScoringConfig,
     TrainConfig,
     ValidationConfig,
     kept,
@@ -75,6 +76,13 @@ def test_a_regular_run_as_a_template_does_not_make_others_keep_everything():
         ({"optimizer": OptimizerConfig(warmup=-1)}, "optimizer.warmup is -1"),
         ({"validation": ValidationConfig(per_step=0)}, "validation.per_step is 0"),
         ({"validation": ValidationConfig(refresh_every=4)}, "needs validation.mode=cached"),
+        ({"scoring": ScoringConfig(micro_batches=2)}, "needs scoring.passes=two"),
+        ({"scoring": ScoringConfig("two", micro_batches=3)}, "does not divide batch (8)"),
+        ({"scoring": ScoringConfig(projection=0)}, "scoring.projection is 0"),
+        ({"scoring": ScoringConfig(alignment="projected")}, "needs scoring.projection"),
+        ({"scoring": ScoringConfig("two", 2, 64, "projected")}, "in the candidates' pass"),
+        ({"scoring": ScoringConfig("two", upper_layers=1)}, "set scoring.passes=one"),
+        ({"scoring": ScoringConfig(leaves="q_proj(")}, "is no regular expression"),
     ],
 )
 def test_contradictions_are_one_line(values, message):

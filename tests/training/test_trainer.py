@@ -10,7 +10,7 @@ import pytest
 import yaml
 from tiny import FinishedRun, Recording
 
-from greats_jax.errors import DataError, RunError
+from greats_jax.errors import ConfigError, DataError, RunError
 from greats_jax.models import from_pretrained
 from greats_jax.training import trainer
 from greats_jax.training.config_loading import load_config
@@ -136,6 +136,8 @@ def test_dropout_is_drawn_in_training_and_not_in_evaluation(finished_run: Finish
         ("method=regular", "update_weighting=tokens"),
         ("method=greats_first_order", "validation.mode=cached", "validation.refresh_every=2", "validation.per_step=2"),
         ("model.dtype=bfloat16", "data.buckets=2", "data.group_by_length=true"),
+        ("scoring.passes=two", "scoring.micro_batches=2", "model.remat=full", "lora=null"),
+        ("scoring.upper_layers=1", "scoring.projection=64", "scoring.leaves=q_proj|v_proj"),
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -186,6 +188,12 @@ def test_stopping_early_keeps_what_was_done(config_file):
 def test_a_failure_while_loading_leaves_no_folder(config_file, tmp_path):
     with pytest.raises(DataError):
         fit(config_file, f"data.sources={tmp_path}/gone.jsonl")
+    assert not (tmp_path / "run").exists()
+
+
+def test_scoring_by_more_layers_than_there_are_is_refused(config_file, tmp_path):
+    with pytest.raises(ConfigError, match=r"upper_layers is 9, but the model has \d layers"):
+        fit(config_file, "scoring.upper_layers=9")
     assert not (tmp_path / "run").exists()
 
 
