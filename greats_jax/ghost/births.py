@@ -79,7 +79,7 @@ class Walker:
             return raw
         if self._pays(var, found):
             return found
-        ends = {reason for t in found for op in t.operands if (reason := self.stop(op.value))}
+        ends = {name for t in found for op in t.operands for name in (self.stop(op.value) or "").split(", ") if name}
         if ends and all(t.is_plain and t.summed <= _iterations(eqn, t) for t in found):
             self.stops[var] = ", ".join(sorted(ends))  # as large as what the walk ended at: not a sum over tokens
         if not all(t.is_plain for t in found):
@@ -255,9 +255,9 @@ def _multiply(walker: Walker, eqn: jex.JaxprEqn, _: int) -> list[Term] | None:
         if scalar is not None:
             return [replace(t, operands=(*t.operands, Operand(scalar, ()))) for t in walker.terms(scaled)]
         terms = walker.terms(scaled)
-        if all(op.value in walker.products for t in terms for op in t.operands):
+        if terms and all(op.value in walker.products for t in terms for op in t.operands):
             return [whole(eqn.outvars[0], shape_of(scaled))]
-        if not isinstance(factor, jex.Literal) and any(not t.is_plain for t in terms):
+        if not isinstance(factor, jex.Literal) and terms and all(t.is_joint for t in terms):
             spread = walker.spread(factor)
             if spread.operands[0].size() < int(np.prod(shape_of(scaled))):
                 return [_times(t, spread) for t in terms]

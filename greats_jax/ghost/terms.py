@@ -76,6 +76,13 @@ class Term:
         return len(inside) == len(outside) and set(inside) == set(outside)
 
     @property
+    def is_joint(self) -> bool:
+        """Whether operands share an axis of the output, as those of a weight's gradient share the examples."""
+        axes = [{atom for axis in op.axes for atom in axis} for op in self.operands]
+        out = {atom for axis in self.out for atom in axis}
+        return any(a & b & out for i, a in enumerate(axes) for b in axes[i + 1 :])
+
+    @property
     def summed(self) -> set[Atom]:
         """Atoms that are not in the output."""
         inside = {atom for op in self.operands for axis in op.axes for atom in axis}
