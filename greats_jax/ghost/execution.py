@@ -149,11 +149,11 @@ def _execute_scan(eqn: jex.JaxprEqn, step: ScanStep, results: Results) -> None:
     outer_carry = parts.split(eqn.invars)[1]
 
     def body(carry: list[Array], x: tuple[Array, list[Array | None]]) -> tuple[list[Array], tuple]:
-        iteration, x = x
+        iteration, row = x
         full: list[Array | None] = [None] * parts.num_carry
         for i, value in zip(step.carry, carry, strict=True):
             full[i] = value
-        inside = execute(step.body, parts.body.consts, [*consts, *full, *x])
+        inside = execute(step.body, parts.body.consts, [*consts, *full, *row])
         kept = [inside[inner.outvars[i]] for i in step.ys]
         folded = [fold.use([inside[v] for v in fold.inner], iteration) for fold in step.folds]
         return [inside[inner.outvars[i]] for i in step.carry], (kept, [inside[v] for v in step.requests], folded)
