@@ -1,6 +1,5 @@
 """The quickstart pool is what its generator writes, correct where it should be and wrong where it says so."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -12,13 +11,8 @@ RECORD = re.compile(r"qty=(\d+); item=(\w+) (\w+); to=(\w+); by=(\w{3})")
 
 
 @pytest.fixture(scope="module")
-def script(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_quickstart", repository / "scripts" / "make_quickstart.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script) -> ModuleType:
+    return load_script("make_quickstart")
 
 
 @pytest.fixture(scope="module")

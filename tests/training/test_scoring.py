@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -232,7 +233,7 @@ def _carries_of_reverse_scans(jaxpr):
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "scan" and eqn.params["reverse"]:
             yield eqn.outvars[0].aval.shape[0]
-        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+        for inner in jex.jaxprs_in_params(eqn.params):
             yield from _carries_of_reverse_scans(inner)
 
 
@@ -257,8 +258,10 @@ def test_a_backward_pass_is_resumed_for_some_rows(flatten):
 )
 def test_rows_that_are_not_finite_are_dropped_in_every_mode(scoring):
     candidates = {**CANDIDATES, "weight": CANDIDATES["weight"].at[1].set(jnp.nan)}
-    options = {"scoring": scoring} if isinstance(scoring, Scoring) else {}
-    state, metrics = run(SPLIT if not options else loss_fn, candidates=candidates, **options)
+    if isinstance(scoring, Scoring):
+        state, metrics = run(candidates=candidates, scoring=scoring)
+    else:
+        state, metrics = run(SPLIT, candidates=candidates)
     assert 1 not in np.asarray(metrics.selected)
     assert int(metrics.n_rejected) == 1
     assert not metrics.skipped
