@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from greats_jax.ghost.einsum import (
     sizes_of,
     take_slice,
 )
-from greats_jax.ghost.layout import EXAMPLE, LeafSpec, TermSpec, finest_splits, split_sizes
+from greats_jax.ghost.factored import OTHER, Factored, as_other, cut_alike, drop_rows, weigh_rows
+from greats_jax.ghost.layout import EXAMPLE, TermSpec
 
 Array = jax.Array
 PyTree = Any
@@ -36,43 +37,25 @@ _ON_ACCELERATORS = 16
 # products of an 8B-shaped model's examples took longer to write than to compute.
 FLOPS_PER_BYTE = {"cpu": 5.0, "accelerator": 150.0}
 
-# The second set of examples in a cross product; contraction-only labels of the second side are shifted out of the way.
-OTHER = -1
-_SHIFT = 10_000
-
-
-class Factored(NamedTuple):
-    """One leaf with its arrays: the einsum terms of `spec` over `pool`."""
-
-    spec: LeafSpec
-    pool: tuple[Array, ...]
-
-    def tensors(self, term: TermSpec) -> list[Tensor]:
-        """Labelled operands of a term."""
-        return [Tensor(self.pool[i], spec) for i, spec in term.operands]
-
 
 def gram(leaf: Factored, keep: Labels = ()) -> Array | None:
     """`<g_i, g_j>` of one leaf, `[*keep, n, n]`; None if the gradient is always zero."""
-    terms = leaf.spec.terms or ()
-    if terms and gram_plan(leaf)[0] == "instantiate":
-        return fold_products(leaf, lambda product: _product_gram(product, leaf, keep), keep)
-    parts = []
-    for i, a in enumerate(terms):
-        for j, b in enumerate(terms[i:]):
-            mixed = contract([*leaf.tensors(a), *_as_other(leaf, leaf.tensors(b))], (*keep, EXAMPLE, OTHER))
-            mixed *= a.coefficient * b.coefficient
-            parts.append(mixed if j == 0 else mixed + jnp.swapaxes(mixed, -1, -2))
-    return sum(parts[1:], start=parts[0]) if parts else None
+    if not leaf.spec.terms:
+        return None
+    if gram_plan(leaf)[0] != "instantiate":
+        return _pair_sum(leaf, _pairs(leaf), keep)
+    products, pairs = _formed(leaf)
+    own = fold_products(products, lambda product: _product_gram(product, leaf, keep), keep)
+    return own + _pair_sum(leaf, pairs, keep) if pairs else own
 
 
 def cross(leaf: Factored, other: Factored, keep: Labels = ()) -> Array | None:
     """`<g_i, h_j>` of one leaf, `[*keep, n, m]`."""
-    leaf, other = _cut_alike(leaf, other)
+    leaf, other = cut_alike(leaf, other)
     parts = []
     for a in leaf.spec.terms or ():
         for b in other.spec.terms or ():
-            right = _as_other(other, other.tensors(b), leaf.spec)
+            right = as_other(other, other.tensors(b), leaf.spec)
             parts.append(
                 contract([*leaf.tensors(a), *right], (*keep, EXAMPLE, OTHER)) * (a.coefficient * b.coefficient)
             )
@@ -85,7 +68,7 @@ def squared_norms(leaf: Factored, keep: Labels = ()) -> Array | None:
     parts = []
     for i, a in enumerate(terms):
         for j, b in enumerate(terms[i:]):
-            right = _as_other(leaf, leaf.tensors(b), example=EXAMPLE)
+            right = as_other(leaf, leaf.tensors(b), example=EXAMPLE)
             parts.append(
                 contract([*leaf.tensors(a), *right], (*keep, EXAMPLE))
                 * (a.coefficient * b.coefficient * (1 if j == 0 else 2))
@@ -107,8 +90,8 @@ def weighted_sum(leaf: Factored, weights: Array) -> Array:
     sizes = dict(spec.sizes)
     parts = []
     for term in spec.terms or ():
-        tensors = [_drop_rows(t, weights, labels) for t in leaf.tensors(term)]
-        parts.append(contract(_weigh_rows(tensors, weights, labels), spec.out, sizes) * term.coefficient)
+        tensors = [drop_rows(t, weights, labels) for t in leaf.tensors(term)]
+        parts.append(contract(weigh_rows(tensors, weights, labels), spec.out, sizes) * term.coefficient)
     return sum(parts[1:], start=parts[0]).reshape(spec.shape) if parts else jnp.zeros(spec.shape, jnp.float32)
 
 
@@ -138,12 +121,17 @@ def gram_and_dot(leaf: Factored, direction: Array) -> tuple[Array, Array] | None
     if gram_plan(leaf)[0] != "instantiate":
         own, aligned = gram(leaf), dot(leaf, direction)
         return None if own is None or aligned is None else (own, aligned)
-    target = _direction(leaf, direction)
+    products, pairs = _formed(leaf)
 
     def both(product: Tensor, part: Tensor) -> tuple[Array, Array]:
-        return _product_gram(product, leaf, ()), contract([product, part], (EXAMPLE,))
+        return _product_gram(product, leaf, ()), product.array.reshape(len(product.array), -1) @ part.array.ravel()
 
-    return fold_products(leaf, both, (), target)
+    own, aligned = fold_products(products, both, (), _direction(leaf, direction))
+    if not pairs:
+        return own, aligned
+    looked_up = dot(_with_terms(leaf, [t for t in leaf.spec.terms if _looks_up(t)]), direction)
+    assert looked_up is not None
+    return own + _pair_sum(leaf, pairs, ()), aligned + looked_up
 
 
 def gram_and_alignment(ours: Factored, theirs: Factored, weights: Array) -> tuple[Array, Array] | None:
@@ -177,22 +165,6 @@ def _weigh(table: Array, weights: Array) -> Array:
 # ---- pairs -----------------------------------------------------------------------------------------------------------
 
 
-def _as_other(
-    leaf: Factored, tensors: Sequence[Tensor], match: LeafSpec | None = None, example: int = OTHER
-) -> list[Tensor]:
-    """Relabel the second side of a product: parameter axes keep (or take `match`'s) labels, the rest is renamed."""
-    table = dict(zip(leaf.spec.out, (match or leaf.spec).out, strict=True))
-    table[EXAMPLE] = example
-
-    def rename(label: int) -> int:
-        return table.get(label, label + _SHIFT)
-
-    def respec(spec: Spec) -> Spec:
-        return Spec(tuple(rename(x) for x in spec.labels), None if spec.one_hot is None else rename(spec.one_hot))
-
-    return [t._replace(spec=respec(t.spec)) for t in tensors]
-
-
 def gram_plan(leaf: Factored) -> tuple[str, Plan]:
     """How the Gram of a leaf is computed, by the smaller number of FLOPs.
 
@@ -200,12 +172,14 @@ def gram_plan(leaf: Factored) -> tuple[str, Plan]:
     product per example, formed slice by slice.
     """
     terms = leaf.spec.terms or ()
-    pairs = [_pair_plan(leaf, a, b) for i, a in enumerate(terms) for b in terms[i:]]
-    ghost = Plan(sum(p.flops for p in pairs), max(p.peak_bytes for p in pairs), None, max(p.slices for p in pairs))
-    if all(len(term.operands) == 1 and term.operands[0][1].one_hot is None for term in terms):
+    products, rest = _formed(leaf)
+    ghost = _pairs_plan(leaf, _pairs(leaf))
+    if all(len(term.operands) == 1 and not _looks_up(term) for term in terms):
         return "whole", ghost
+    if not products.spec.terms:
+        return "ghost", ghost
     n = _rows(leaf)
-    flops = _sum_flops(leaf) + 2.0 * n * n * leaf.spec.size
+    flops = _sum_flops(products) + 2.0 * n * n * leaf.spec.size + (_pairs_plan(leaf, rest).flops if rest else 0.0)
     # What is written is read once more: products of examples, or the two tables of all pairs of tokens.
     balance = FLOPS_PER_BYTE["cpu" if jax.default_backend() == "cpu" else "accelerator"]
     if flops + balance * 8 * n * leaf.spec.size >= ghost.flops + balance * 4 * ghost.peak_bytes * ghost.slices:
@@ -214,9 +188,47 @@ def gram_plan(leaf: Factored) -> tuple[str, Plan]:
     return "instantiate", Plan(flops, 4 * n * leaf.spec.size // slices, None, slices)
 
 
-def _pair_plan(leaf: Factored, a: TermSpec, b: TermSpec) -> Plan:
-    both = [*leaf.tensors(a), *_as_other(leaf, leaf.tensors(b))]
-    return plan_contraction(tuple(t.spec for t in both), (EXAMPLE, OTHER), sizes_of(both, {}))
+Pair = tuple[TermSpec, TermSpec]
+
+
+def _looks_up(term: TermSpec) -> bool:
+    return any(spec.one_hot is not None for _, spec in term.operands)
+
+
+def _with_terms(leaf: Factored, terms: Sequence[TermSpec]) -> Factored:
+    return Factored(replace(leaf.spec, terms=tuple(terms)), leaf.pool)
+
+
+def _pairs(leaf: Factored) -> list[Pair]:
+    terms = leaf.spec.terms or ()
+    return [(a, b) for i, a in enumerate(terms) for b in terms[i:]]
+
+
+def _formed(leaf: Factored) -> tuple[Factored, list[Pair]]:
+    """The terms whose products can be formed, and the pairs with others, which go token by token.
+
+    Lookups would have to be scattered into every slice of a product: on two cores that took a tied table of 8,192 rows
+    from 0.20 s to 0.53 s.
+    """
+    products = _with_terms(leaf, [term for term in leaf.spec.terms or () if not _looks_up(term)])
+    return products, [(a, b) for a, b in _pairs(leaf) if _looks_up(a) or _looks_up(b)]
+
+
+def _pair_sum(leaf: Factored, pairs: Sequence[Pair], keep: Labels) -> Array:
+    parts = []
+    for a, b in pairs:
+        mixed = contract([*leaf.tensors(a), *as_other(leaf, leaf.tensors(b))], (*keep, EXAMPLE, OTHER))
+        mixed *= a.coefficient * b.coefficient
+        parts.append(mixed if a is b else mixed + jnp.swapaxes(mixed, -1, -2))
+    return sum(parts[1:], start=parts[0])
+
+
+def _pairs_plan(leaf: Factored, pairs: Sequence[Pair]) -> Plan:
+    plans = []
+    for a, b in pairs:
+        both = [*leaf.tensors(a), *as_other(leaf, leaf.tensors(b))]
+        plans.append(plan_contraction(tuple(t.spec for t in both), (EXAMPLE, OTHER), sizes_of(both, {})))
+    return Plan(sum(p.flops for p in plans), max(p.peak_bytes for p in plans), None, max(p.slices for p in plans))
 
 
 # ---- products of one example, slice by slice -------------------------------------------------------------------------
@@ -262,7 +274,11 @@ def _fold(
 
 
 def _product_gram(product: Tensor, leaf: Factored, keep: Labels) -> Array:
-    return contract([product, *_as_other(leaf, [product])], (*keep, EXAMPLE, OTHER))
+    if keep:
+        return contract([product, *as_other(leaf, [product])], (*keep, EXAMPLE, OTHER))
+    # As one matrix product; an einsum over all axes took twice as long on a CPU.
+    flat = product.array.reshape(len(product.array), -1)
+    return flat @ flat.T
 
 
 def _instance_cuts(leaf: Factored, n: int) -> list[tuple[int, int]]:
@@ -298,11 +314,11 @@ def _flops(leaf: Factored, term: TermSpec, out: Labels) -> float:
 
 
 def _pair_flops(leaf: Factored, other: Factored) -> float:
-    leaf, other = _cut_alike(leaf, other)
+    leaf, other = cut_alike(leaf, other)
     total = 0.0
     for a in leaf.spec.terms or ():
         for b in other.spec.terms or ():
-            both = [*leaf.tensors(a), *_as_other(other, other.tensors(b), leaf.spec)]
+            both = [*leaf.tensors(a), *as_other(other, other.tensors(b), leaf.spec)]
             total += plan_contraction(tuple(t.spec for t in both), (EXAMPLE, OTHER), sizes_of(both, {})).flops
     return total
 
@@ -310,71 +326,3 @@ def _pair_flops(leaf: Factored, other: Factored) -> float:
 def _sum_flops(leaf: Factored) -> float:
     """Of one product of the leaf per example: what a weighted sum, a direction or the products themselves cost."""
     return sum(_flops(leaf, term, leaf.spec.out) for term in leaf.spec.terms or ())
-
-
-# ---- rows and axes ---------------------------------------------------------------------------------------------------
-
-
-def _drop_rows(tensor: Tensor, weights: Array, labels: Labels) -> Tensor:
-    """Zero what belongs to weight 0, so that a value that is not finite cannot reach the sum."""
-    if tensor.spec.one_hot is not None or EXAMPLE not in tensor.spec.labels:
-        return tensor
-    unused = weights == 0
-    if weights.ndim == 2 and labels[0] not in tensor.spec.labels:
-        unused, labels = unused.all(axis=0), labels[1:]
-    order = [labels.index(x) for x in tensor.spec.labels if x in labels]
-    spread = jnp.expand_dims(unused.transpose(order), [i for i, x in enumerate(tensor.spec.labels) if x not in labels])
-    return tensor._replace(array=jnp.where(spread, 0, tensor.array))
-
-
-def _weigh_rows(tensors: Sequence[Tensor], weights: Array, labels: Labels) -> list[Tensor]:
-    """Operands times the weights of the rows, in an operand's own dtype where one has the axes for it."""
-    for place, tensor in enumerate(tensors):
-        if tensor.spec.one_hot is None and set(labels) <= set(tensor.spec.labels):
-            order = [labels.index(x) for x in tensor.spec.labels if x in labels]
-            absent = [i for i, x in enumerate(tensor.spec.labels) if x not in labels]
-            scaled = tensor.array * jnp.expand_dims(weights.transpose(order), absent)
-            return [
-                *tensors[:place], tensor._replace(array=scaled.astype(tensor.array.dtype)), *tensors[place + 1 :]
-            ]  # fmt: skip
-    return [*tensors, Tensor(weights, Spec(labels))]
-
-
-def _cut_alike(a: Factored, b: Factored) -> tuple[Factored, Factored]:
-    if split_sizes(a.spec) == split_sizes(b.spec):
-        return a, b
-    target = finest_splits(a.spec, b.spec)
-    return _recut(a, target), _recut(b, target)
-
-
-def _recut(leaf: Factored, target: tuple[tuple[int, ...], ...]) -> Factored:
-    """Cut parameter labels further, reshaping the operands that carry them."""
-    sizes, fresh = dict(leaf.spec.sizes), _SHIFT // 2
-    table: dict[int, tuple[tuple[int, int], ...]] = {}
-    splits = []
-    for axis, parts in zip(leaf.spec.splits, target, strict=True):
-        remaining, labels = list(parts), []
-        for label in axis:
-            pieces, product = [], 1
-            while product < sizes[label]:
-                product *= remaining[0]
-                pieces.append((fresh, remaining.pop(0)))
-                fresh += 1
-            table[label] = tuple(pieces) if len(pieces) > 1 else ((label, sizes[label]),)
-            labels += [piece for piece, _ in table[label]]
-        splits.append(tuple(labels))
-    pool: list[Array] = []
-    terms = []
-    for term in leaf.spec.terms or ():
-        operands = []
-        for tensor in leaf.tensors(term):
-            labels = [
-                p
-                for x in tensor.spec.labels
-                for p in table.get(x, ((x, tensor.array.shape[tensor.spec.labels.index(x)]),))
-            ]
-            operands.append((len(pool), Spec(tuple(x for x, _ in labels), tensor.spec.one_hot)))
-            pool.append(tensor.array.reshape([size for _, size in labels]))
-        terms.append(TermSpec(tuple(operands), term.coefficient))
-    new_sizes = tuple(pair for label, _ in leaf.spec.sizes for pair in table[label])
-    return Factored(replace(leaf.spec, splits=tuple(splits), sizes=new_sizes, terms=tuple(terms)), tuple(pool))

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from greats_jax.ghost.contractions import Factored, gram_plan
+from greats_jax.ghost.contractions import gram_plan
 from greats_jax.ghost.einsum import Plan, Spec, intermediates, plan_contraction, sizes_of
+from greats_jax.ghost.factored import Factored
 from greats_jax.ghost.layout import EXAMPLE, TermSpec
 
 

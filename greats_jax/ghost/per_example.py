@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from greats_jax.errors import ArgumentError
 from greats_jax.ghost import contractions as c
 from greats_jax.ghost.explanation import Explanation, explain_leaf
+from greats_jax.ghost.factored import Factored
 from greats_jax.ghost.layout import EXAMPLE, LeafSpec
 from greats_jax.ghost.projection import features
 
@@ -49,8 +50,8 @@ class PerExampleGrads:
         """Inverse of flattening."""
         return cls(tuple(children), *aux)
 
-    def _factored(self) -> list[c.Factored]:
-        return [c.Factored(spec, self.operands) for spec in self.leaves]
+    def _factored(self) -> list[Factored]:
+        return [Factored(spec, self.operands) for spec in self.leaves]
 
     def _total(self, parts: list[Array | None], shape: tuple[int, ...]) -> Array:
         present = [p for p in parts if p is not None]
@@ -264,7 +265,7 @@ class PerExampleGrads:
                 "layers() needs one leaf stacked by a scan: take it from by_leaf(), "
                 "and see explain() for which leaves are stacked"
             )
-        return LayerContractions(c.Factored(self.leaves[0], self.operands), (self.leaves[0].stack,))
+        return LayerContractions(Factored(self.leaves[0], self.operands), (self.leaves[0].stack,))
 
     def explain(self) -> Explanation:
         """What each leaf is stored as, which contraction its Gram uses, with FLOPs and bytes."""
@@ -296,7 +297,7 @@ class PerExampleGrads:
 class LayerContractions:
     """Contractions of a stacked leaf that keep the layer axis in front."""
 
-    leaf: c.Factored
+    leaf: Factored
     keep: tuple[int, ...]
 
     def gram(self) -> Array:
@@ -305,7 +306,7 @@ class LayerContractions:
 
     def cross(self, other: PerExampleGrads) -> Array:
         """Inner products with other examples in each layer: f32[layers, n, m]."""
-        return _present(c.cross(self.leaf, c.Factored(other.leaves[0], other.operands), self.keep))
+        return _present(c.cross(self.leaf, Factored(other.leaves[0], other.operands), self.keep))
 
     def dot(self, direction: Array) -> Array:
         """Inner products with a direction of the leaf's shape, in each layer: f32[layers, n]."""

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from greats_jax.errors import ArgumentError
-from greats_jax.ghost.contractions import Factored, materialize
+from greats_jax.ghost.contractions import materialize
 from greats_jax.ghost.einsum import Labels, Spec, Tensor, contract
+from greats_jax.ghost.factored import Factored
 from greats_jax.ghost.layout import EXAMPLE, LeafSpec
 
 Array = jax.Array
