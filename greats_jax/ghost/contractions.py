@@ -184,7 +184,7 @@ def gram_plan(leaf: Factored) -> tuple[str, Plan]:
     balance = FLOPS_PER_BYTE["cpu" if jax.default_backend() == "cpu" else "accelerator"]
     if flops + balance * 8 * n * leaf.spec.size >= ghost.flops + balance * 4 * ghost.peak_bytes * ghost.slices:
         return "ghost", ghost
-    slices = math.prod(count for _, count in _instance_cuts(leaf, n))
+    slices = math.prod(count for _, count in _instance_cuts(products, n))
     return "instantiate", Plan(flops, 4 * n * leaf.spec.size // slices, None, slices)
 
 
@@ -285,11 +285,10 @@ def _instance_cuts(leaf: Factored, n: int) -> list[tuple[int, int]]:
     """Labels and numbers of slices, layers first, until the products of all examples fit `INSTANCE_LIMIT`."""
     limit = INSTANCE_LIMIT * (1 if jax.default_backend() == "cpu" else _ON_ACCELERATORS)
     need = math.ceil(4 * n * leaf.spec.size / limit)
-    classes = {spec.one_hot for term in leaf.spec.terms or () for _, spec in term.operands}
     cuts = []
     for label, size in leaf.spec.sizes:
-        if need <= 1 or label in classes:
-            continue
+        if need <= 1:
+            break
         count = next((d for d in range(need, size + 1) if size % d == 0), size)
         cuts.append((label, count))
         need = math.ceil(need / count)

@@ -59,7 +59,12 @@ def signals_from(sums: Sums, needs: frozenset[str], losses: Array, valid: Array)
     )
 
 
+def weigh(table: Array, weights: Array) -> Array:
+    """`w_j table[j]`; a row of weight 0 is exactly 0, also when it is not finite."""
+    spread = weights.reshape(-1, *[1] * (table.ndim - 1))
+    return jnp.where(spread == 0, 0, spread * table)
+
+
 def weighted_rows(table: Array, weights: Array) -> Array:
     """`sum_j w_j table[j]`; a row of weight 0 contributes exactly 0, also when it is not finite."""
-    spread = weights.reshape(-1, *[1] * (table.ndim - 1))
-    return jnp.where(spread == 0, 0, spread * table).sum(0)
+    return weigh(table, weights).sum(0)

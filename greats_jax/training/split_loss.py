@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from greats_jax.ghost import value_and_per_example_grads
+from greats_jax.training.measures import weigh
 from greats_jax.training.state import floating, with_floating
 
 Array = jax.Array
@@ -75,7 +76,7 @@ def make_split_backward(loss: SplitLoss, has_aux: bool, leaves: Callable[[str], 
         def update(indices: Array, shares: Array) -> PyTree:
             kept = grads[indices].weighted_sum(shares)
             arriving = [x.materialize() for path, x in grads[indices].by_leaf().items() if path.startswith("['tap']")]
-            weighted = jax.tree.unflatten(jax.tree.structure(tap), [_weigh(x, shares) for x in arriving])
+            weighted = jax.tree.unflatten(jax.tree.structure(tap), [weigh(x, shares) for x in arriving])
             return to_parts(resume(indices, weighted), floating(kept["upper"]))
 
         return (
@@ -92,11 +93,6 @@ def make_split_backward(loss: SplitLoss, has_aux: bool, leaves: Callable[[str], 
 
 def _scores(path: str, leaves: Callable[[str], bool] | None) -> bool:
     return path.startswith("['upper']") and (leaves is None or leaves(path.removeprefix("['upper']")))
-
-
-def _weigh(rows: Array, shares: Array) -> Array:
-    spread = shares.reshape(-1, *[1] * (rows.ndim - 1))
-    return jnp.where(spread == 0, 0, spread * rows)
 
 
 def _transpose_of(split: Callable[[PyTree], tuple[PyTree, PyTree]], params: PyTree) -> Callable[..., PyTree]:
