@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import optax
 
+from greats_jax.analysis import spearman
 from greats_jax.data import CandidateSampler, collate
 from greats_jax.errors import GreatsError
 from greats_jax.models import combine, cut_layers, load_tokenizer, partition
@@ -32,11 +33,6 @@ from greats_jax.training import (
 from greats_jax.training.config import resolve
 from greats_jax.training.draws import validation_rows
 from greats_jax.training.setup import load_data, load_initial
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of ranks."""
-    return float(np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1])
 
 
 def ways(layers: int) -> dict[str, tuple[int | None, Scoring]]:

@@ -23,8 +23,3 @@ def test_every_way_is_ranked_against_exact_scores(compare, config_file, capsys):
 def test_a_mistake_is_one_line(compare, config_file):
     with pytest.raises(SystemExit, match="error: batch is 0"):
         compare.main([str(config_file), "batch=0"])
-
-
-def test_spearman_sees_order_alone(compare):
-    assert compare.spearman([1, 2, 30], [0.1, 0.2, 0.3]) == pytest.approx(1)
-    assert compare.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
