@@ -1,4 +1,4 @@
-"""From scores to picks, under jit: top-k and greedy with a redundancy penalty. Shared by all rules."""
+"""From scores to picks, under jit: the best k, greedily with an overlap, within limits, or at random. Shared by all."""
 
 from __future__ import annotations
 
@@ -29,31 +29,86 @@ def top_k(scores: Array, k: int, allowed: Array) -> Selection:
     return _filled(jnp.pad(order[:k], (0, missing)), jnp.pad(allowed[order[:k]], (0, missing)), scores)
 
 
-def greedy(scores: Array, overlap: Array, k: int, allowed: Array) -> Selection:
+def greedy(scores: Array, overlap: Array | None, k: int, allowed: Array) -> Selection:
     """Pick k times the candidate with the highest score less its overlap with what is already picked.
 
     After picking p, every score falls by `overlap[p]` (GREATS, Algorithm 1). Ties go to the lower index.
 
     Args:
         scores: f32[n].
-        overlap: f32[n, n], what having picked p takes from the score of each candidate.
+        overlap: f32[n, n], what having picked p takes from the score of each candidate; None for nothing, which makes
+            it `top_k`.
         k: number of slots.
         allowed: bool[n].
 
     Returns:
         A selection. Cost: k passes over n numbers.
     """
+    if overlap is None:
+        return top_k(scores, k, allowed)
+    return greedy_within(scores, overlap, k, allowed, jnp.zeros(scores.shape, jnp.int32), k)
 
-    def pick(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        left, current = carry
-        best = jnp.argmax(jnp.where(left, current, -jnp.inf))
-        found = left[best]
-        # Only candidates still in play may be touched: the row of a forbidden one can hold anything.
-        current = jnp.where(left & found, current - overlap[best], current)
-        return (left.at[best].set(False), current), (best, found)
 
-    _, (order, found) = lax.scan(pick, (allowed, scores), length=k)
-    return _filled(order, found, scores)
+def greedy_within(
+    scores: Array, overlap: Array | None, k: int, allowed: Array, groups: Array, limits: Array | int
+) -> Selection:
+    """`greedy`, with no more than a limit from each group.
+
+    Args:
+        scores: f32[n].
+        overlap: f32[n, n] or None, as for `greedy`.
+        k: number of slots.
+        allowed: bool[n].
+        groups: i32[n], the group of each candidate.
+        limits: i32[n], how many may be picked of the group that each candidate belongs to; or one limit for all.
+
+    Returns:
+        A selection. Cost: k passes over n numbers.
+    """
+
+    def pick(carry: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
+        left, current, taken = carry
+        open_ = left & (taken < limits)
+        best = jnp.argmax(jnp.where(open_, current, -jnp.inf))
+        found = open_[best]
+        if overlap is not None:
+            # Only candidates still in play may be touched: the row of a forbidden one can hold anything.
+            current = jnp.where(left & found, current - overlap[best], current)
+        return (left.at[best].set(False), current, taken + (found & (groups == groups[best]))), (best, found)
+
+    start = (allowed, scores, jnp.zeros(scores.shape, jnp.int32))
+    _, (order, found) = lax.scan(pick, start, length=k)
+    return _filled(order, found, scores)._replace(overlap=overlap)
+
+
+def draw(scores: Array, k: int, allowed: Array, key: Array) -> Selection:
+    """Draw k allowed candidates one after another without replacement, each with probability `~ exp(score)`.
+
+    Adding Gumbel noise to the scores and taking the best k is that draw, exactly (Kool et al. 2019).
+
+    Args:
+        scores: f32[n], log-weights.
+        k: number of slots.
+        allowed: bool[n].
+        key: PRNG key.
+    """
+    noise = jax.random.gumbel(key, scores.shape)
+    return top_k(scores + noise, k, allowed)._replace(scores=scores)
+
+
+def standardised(values: Array, allowed: Array) -> tuple[Array, Array]:
+    """Values with mean 0 and standard deviation 1 over the allowed candidates, and the deviation they had.
+
+    Values that do not differ come out as 0, with deviation 1.
+    """
+    count = jnp.maximum(allowed.sum(), 1)
+    mean = jnp.where(allowed, values, 0.0).sum() / count
+    centred = jnp.where(allowed, values - mean, 0.0)
+    # The largest deviation is divided out first: squares of gradients' inner products may be too small for float32.
+    largest = jnp.abs(centred).max()
+    safe = jnp.where(largest > 0, largest, 1.0)
+    deviation = jnp.where(largest > 0, safe * jnp.sqrt(((centred / safe) ** 2).sum() / count), 1.0)
+    return jnp.where(allowed, centred / deviation, values), deviation
 
 
 def _filled(order: Array, found: Array, scores: Array) -> Selection:

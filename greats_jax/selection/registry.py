@@ -1,8 +1,10 @@
-"""Names for selection rules, with the signals each one needs."""
+"""Names for selection rules and for what can be put around them."""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,78 +12,138 @@ from typing import Any
 import jax
 
 from greats_jax.errors import ArgumentError
-from greats_jax.selection.signals import Selection, Signals
+from greats_jax.selection.rule import Rule, SelectFn
+from greats_jax.selection.signals import Signals
 
 Array = jax.Array
-SelectFn = Callable[..., Selection]
 
 _COMPUTED = frozenset(Signals._fields)
+_GIVEN = ("learning_rate", "key")
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A selection rule: a pure function and what it needs.
-
-    Attributes:
-        name: registered name.
-        needs: fields of `Signals` that the step must compute. Losses alone cost a forward pass of the candidates,
-            nothing at all costs nothing, the others a backward pass as well.
-        select: `select(signals, k, *, learning_rate, key) -> Selection`.
-        init: memory before the first step, for a rule that keeps some.
-    """
+class _Entry:
+    """A rule as it was registered; settings are the keyword arguments of `select` beyond those every rule gets."""
 
     name: str
     needs: frozenset[str]
     select: SelectFn
-    init: Callable[[], Any] | None = None
+    init: Callable[..., Any] | None
+    remember: Callable[..., Any] | None
 
-    def __call__(self, signals: Signals, k: int, *, learning_rate: Any = None, key: Array | None = None) -> Selection:
-        """Apply the rule to signals of n candidates."""
-        return self.select(signals, k, learning_rate=learning_rate, key=key)
+    def rule(self, settings: dict[str, Any]) -> Rule:
+        _check_settings(self.name, _settings_of(self.select, _GIVEN), settings)
+        name = f"{self.name}({', '.join(f'{k}={v!r}' for k, v in settings.items())})" if settings else self.name
+        init, remember = (None if f is None else _bind(f, settings) for f in (self.init, self.remember))
+        return Rule(name, self.needs, _bind(self.select, settings), init, remember)
 
 
-_RULES: dict[str, Rule] = {}
+_RULES: dict[str, _Entry] = {}
+_WRAPPERS: dict[str, Callable[..., Rule]] = {}
 
 
-def register(name: str, needs: Iterable[str], init: Callable[[], Any] | None = None) -> Callable[[SelectFn], Rule]:
-    """Decorator that registers a rule.
+def register(
+    name: str,
+    needs: Iterable[str],
+    init: Callable[..., Any] | None = None,
+    remember: Callable[..., Any] | None = None,
+) -> Callable[[SelectFn], Rule]:
+    """Decorator that registers a rule `select(signals, k, *, learning_rate, key)`.
+
+    Further keyword arguments with defaults are the rule's settings: `get(name, temperature=0.5)`. `init` and
+    `remember` get those of them that they name.
 
     Args:
         name: how configurations call it; a second registration of a name replaces the first.
         needs: names of `Signals` fields.
         init: builds the rule's memory before the first step.
+        remember: see `Rule`.
 
     Raises:
-        ArgumentError: `needs` names something that is not a signal.
+        ArgumentError: `needs` names something that is not a signal, or the name is no identifier.
     """
     wanted = frozenset(needs)
     if unknown := wanted - _COMPUTED:
         raise ArgumentError(
             f"rule {name!r} needs unknown signals {sorted(unknown)}; the signals are {', '.join(sorted(_COMPUTED))}"
         )
+    if not name.isidentifier():
+        raise ArgumentError(f"a rule cannot be called {name!r}: use letters, digits and underscores, as in my_rule")
 
     def add(select: SelectFn) -> Rule:
-        rule = Rule(name, wanted, select, init)
-        _RULES[name] = rule
-        return rule
+        _RULES[name] = _Entry(name, wanted, select, init, remember)
+        return _RULES[name].rule({})
 
     return add
 
 
-def get(name: str) -> Rule:
-    """The rule of that name.
+def wrapper(make: Callable[..., Rule]) -> Callable[..., Rule]:
+    """Decorator that lets expressions use `make(rule, *, ...) -> Rule` by its name."""
+    _WRAPPERS[make.__name__] = make
+    return make
+
+
+def named_rule(name: str, settings: dict[str, Any]) -> Rule:
+    """The registered rule of that name.
 
     Raises:
-        ArgumentError: no such rule; the message names the nearest.
+        ArgumentError: no such rule or setting; the message names the nearest.
     """
     found = _RULES.get(name)
     if found is None:
-        close = difflib.get_close_matches(name, _RULES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ArgumentError(f"unknown selection rule {name!r}: {hint}the rules are {', '.join(names())}")
-    return found
+        raise ArgumentError(f"unknown selection rule {name!r}: {_nearest(name, names())}the rules are {_list(names())}")
+    return found.rule(settings)
+
+
+def wrapped(name: str, rule: Rule, settings: dict[str, Any]) -> Rule:
+    """A rule with the wrapper of that name around it.
+
+    Raises:
+        ArgumentError: no such wrapper or setting; the message names the nearest.
+    """
+    make = _WRAPPERS.get(name)
+    if make is None:
+        raise ArgumentError(
+            f"nothing called {name!r} can be put around a rule: {_nearest(name, _WRAPPERS)}there are {_list(_WRAPPERS)}"
+        )
+    _check_settings(name, _settings_of(make, ()), settings)
+    return make(rule, **settings)
 
 
 def names() -> tuple[str, ...]:
     """Names of all registered rules, in order of registration."""
     return tuple(_RULES)
+
+
+def wrappers() -> tuple[str, ...]:
+    """Names of what can be put around a rule in an expression."""
+    return tuple(_WRAPPERS)
+
+
+def _settings_of(function: Callable[..., Any], given: Iterable[str]) -> tuple[str, ...]:
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given)
+
+
+def _bind(function: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
+    """The function with those settings that it takes."""
+    taken = {name: value for name, value in settings.items() if name in inspect.signature(function).parameters}
+    return functools.partial(function, **taken) if taken else function
+
+
+def _check_settings(name: str, known: tuple[str, ...], settings: dict[str, Any]) -> None:
+    for setting in settings:
+        if setting not in known:
+            raise ArgumentError(
+                f"{name} has no setting {setting!r}: {_nearest(setting, known)}"
+                f"it has {_list(known) if known else 'none'}"
+            )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def _list(known: Iterable[str]) -> str:
+    return ", ".join(known)

@@ -1,4 +1,4 @@
-"""What an optimizer makes of a gradient: its linear response, so that scores can be taken in the geometry of the update.
+"""What an optimizer makes of a gradient: its linear response, so that scores live in the geometry of the update.
 
 Shared by scoring (`greats_adam`, `opus`) and by the analysis of how well scores predict.
 """

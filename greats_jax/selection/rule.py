@@ -1,0 +1,139 @@
+"""`Rule`: a named selection objective and what it needs; rules add up and scale like the scores they give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from greats_jax.errors import ArgumentError
+from greats_jax.selection.picking import greedy
+from greats_jax.selection.signals import Selection, Signals, eligible
+
+Array = jax.Array
+SelectFn = Callable[..., Any]
+Choose = Callable[[Signals, Sequence[Selection], int, Array | None], Selection]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A selection rule: a pure function and what it needs.
+
+    Rules combine: `0.5 * get("greats") + 0.5 * get("uds")` ranks by the weighted sum of the scores and takes the
+    weighted sum of the overlaps, so that a greedy rule stays greedy.
+
+    Attributes:
+        name: registered name, or the expression that makes it.
+        needs: fields of `Signals` that the step must compute. Losses alone cost a forward pass of the candidates,
+            nothing at all costs nothing, gradients a backward pass as well.
+        select: `select(signals, k, *, learning_rate, key) -> Selection`, or a pytree of selections, one per parameter.
+        init: memory before the first step, for a rule that keeps some.
+        remember: `remember(signals, selection) -> memory` after the final choice, for a rule whose memory depends on
+            what was chosen in the end, also when it is only one part of a sum. A rule may return `Selection.memory`
+            itself instead.
+    """
+
+    name: str
+    needs: frozenset[str]
+    select: SelectFn
+    init: Callable[[], Any] | None = None
+    remember: Callable[[Signals, Selection], Any] | None = None
+
+    def __call__(self, signals: Signals, k: int, *, learning_rate: Any = None, key: Array | None = None) -> Any:
+        """Apply the rule to signals of n candidates."""
+        selection = self.select(signals, k, learning_rate=learning_rate, key=key)
+        return selection if self.remember is None else selection._replace(memory=self.remember(signals, selection))
+
+    def __rmul__(self, factor: float) -> Rule:
+        """The rule with its scores and overlaps multiplied."""
+        if not isinstance(factor, (int, float)):
+            return NotImplemented
+        return composed(f"{factor:g}*{_enclosed(self.name)}", [self], _weighted([factor]))
+
+    __mul__ = __rmul__
+
+    def __add__(self, other: Rule) -> Rule:
+        """The rule that ranks by the sum of both scores."""
+        if not isinstance(other, Rule):
+            return NotImplemented
+        return composed(f"{self.name} + {other.name}", [self, other], _weighted([1.0, 1.0]))
+
+    def __sub__(self, other: Rule) -> Rule:
+        """The rule that ranks by the difference of the scores."""
+        if not isinstance(other, Rule):
+            return NotImplemented
+        return composed(f"{self.name} - {_enclosed(other.name)}", [self, other], _weighted([1.0, -1.0]))
+
+    def __neg__(self) -> Rule:
+        """The rule that ranks the other way round."""
+        return composed(f"-{_enclosed(self.name)}", [self], _weighted([-1.0]))
+
+
+def composed(name: str, parts: Sequence[Rule], choose: Choose, needs: Collection[str] = ()) -> Rule:
+    """A rule made of others, whose picks are dropped and whose scores and overlaps are used.
+
+    Args:
+        name: of the new rule.
+        parts: the rules it is made of.
+        choose: `choose(signals, selections, k, key) -> Selection`, from what the parts found, which all have scores.
+        needs: signals that the choice itself looks at.
+
+    Returns:
+        The rule. Its memory is a tuple of those of its parts.
+
+    Raises:
+        ArgumentError: when called, a part that has no scores (random_k) or chooses layer by layer.
+    """
+    remembers = any(part.init is not None for part in parts)
+
+    def select(signals: Signals, k: int, *, learning_rate: Any, key: Array | None) -> Selection:
+        memories = signals.memory if remembers else [None] * len(parts)
+        own = [signals._replace(memory=memory) for memory in memories]
+        keys = [None if key is None else jax.random.fold_in(key, i) for i in range(len(parts))]
+        found = [
+            part.select(some, k, learning_rate=learning_rate, key=each)
+            for part, some, each in zip(parts, own, keys, strict=True)
+        ]
+        for part, selection in zip(parts, found, strict=True):
+            if not isinstance(selection, Selection) or selection.scores is None:
+                raise ArgumentError(
+                    f"the rule {part.name!r} gives no score per candidate, so it cannot be part of {name!r}"
+                )
+        chosen = choose(signals, found, k, key)
+        after = tuple(
+            selection.memory if part.remember is None else part.remember(some, chosen)
+            for part, some, selection in zip(parts, own, found, strict=True)
+        )
+        return chosen._replace(memory=after if remembers else None)
+
+    def init() -> tuple[Any, ...]:
+        return tuple(None if part.init is None else part.init() for part in parts)
+
+    union = frozenset(needs).union(*(part.needs for part in parts))
+    return Rule(name, union, select, init if remembers else None)
+
+
+def _weighted(factors: Sequence[float]) -> Choose:
+    def choose(signals: Signals, found: Sequence[Selection], k: int, key: Array | None) -> Selection:
+        del key
+        scores = _total([f * _scores(x) for f, x in zip(factors, found, strict=True)])
+        overlaps = [f * x.overlap for f, x in zip(factors, found, strict=True) if x.overlap is not None]
+        overlap = _total(overlaps) if overlaps else None
+        return greedy(scores, overlap, k, eligible(signals, scores, overlap))
+
+    return choose
+
+
+def _total(parts: Sequence[Array]) -> Array:
+    return sum(parts[1:], start=parts[0])
+
+
+def _scores(selection: Selection) -> Array:
+    assert selection.scores is not None  # seen to by `composed`
+    return selection.scores
+
+
+def _enclosed(name: str) -> str:
+    return f"({name})" if any(sign in name for sign in "+- *") and not name.endswith(")") else name
