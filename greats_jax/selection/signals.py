@@ -18,35 +18,35 @@ class Signals(NamedTuple):
     Attributes:
         losses: f32[n], nats (mean over an example's label tokens for language models).
         alignment: f32[n], `<g_i, mean validation gradient>`.
-        preconditioned_alignment: f32[n], `<P g_i, mean validation gradient>`, P the optimizer's response to a gradient.
         gram: f32[n, n], `<g_i, g_j>`.
         squared_norms: f32[n], `<g_i, g_i>`.
         per_leaf_alignment: the alignment parameter by parameter: a pytree like the floating parameters of f32[n]
             (f32[layers, n] for stacked leaves).
         reference_losses: f32[n], losses of the same tokens under a frozen reference model.
         embeddings: f32[n, e] of the candidates.
-        validation_embeddings: f32[m, e] of the validation examples.
         logit_summaries: the auxiliary outputs of the loss, leading axis n.
         sources: i32[n], index of the data source each candidate came from.
         valid: bool[n]; False for a candidate that must not be picked (no labels).
         memory: what the rule returned in `Selection.memory` at the step before.
         optimizer: read-only view of the optimizer state.
+        preconditioned_alignment: f32[n], `<P g_i, mean validation gradient>`, P the optimizer's response to a gradient.
+        validation_embeddings: f32[m, e] of the validation examples.
     """
 
     losses: Array | None = None
     alignment: Array | None = None
-    preconditioned_alignment: Array | None = None
     gram: Array | None = None
     squared_norms: Array | None = None
     per_leaf_alignment: Any = None
     reference_losses: Array | None = None
     embeddings: Array | None = None
-    validation_embeddings: Array | None = None
     logit_summaries: Any = None
     sources: Array | None = None
     valid: Array | None = None
     memory: Any = None
     optimizer: Any = None
+    preconditioned_alignment: Array | None = None
+    validation_embeddings: Array | None = None
 
 
 class Selection(NamedTuple):
