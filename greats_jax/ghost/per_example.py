@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from greats_jax.errors import ArgumentError
 from greats_jax.ghost import contractions as c
+from greats_jax.ghost.einsum import Spec
 from greats_jax.ghost.explanation import Explanation, explain_leaf
 from greats_jax.ghost.factored import Factored
-from greats_jax.ghost.layout import EXAMPLE, LeafSpec
+from greats_jax.ghost.layout import EXAMPLE, LeafSpec, TermSpec
 from greats_jax.ghost.projection import features
 
 Array = jax.Array
@@ -85,6 +86,43 @@ class PerExampleGrads:
         """
         values = self._match(direction, "direction")
         return self._total([c.dot(leaf, v) for leaf, v in zip(self._factored(), values, strict=True)], (self.n,))
+
+    def dot_by_leaf(self, direction: PyTree) -> PyTree:
+        """The terms of `dot(direction)`: a pytree like the parameters of f32[n], f32[layers, n] for a stacked leaf.
+
+        Integer and boolean parameters get None.
+
+        Raises:
+            ArgumentError: the direction has another structure or shape than the parameters.
+        """
+
+        def part(leaf: Factored, value: Array) -> Array | None:
+            spec = leaf.spec
+            if spec.terms is None:
+                return None
+            keep = () if spec.stack is None else (spec.stack,)
+            found = c.dot(leaf, value, keep)
+            return jnp.zeros((*(spec.shape[:1] if keep else ()), self.n)) if found is None else found
+
+        values = self._match(direction, "direction")
+        return jax.tree.unflatten(self.treedef, [part(*p) for p in zip(self._factored(), values, strict=True)])
+
+    def like(self, direction: PyTree) -> PerExampleGrads:
+        """One example whose gradient is the given direction, of the same parameters: for `project` and `cross`.
+
+        Raises:
+            ArgumentError: the direction has another structure or shape than the parameters.
+        """
+        values = self._match(direction, "direction")
+        operands, leaves = [], []
+        for spec, value in zip(self.leaves, values, strict=True):
+            if spec.terms:
+                labels = Spec((EXAMPLE, *spec.out))
+                leaves.append(replace(spec, terms=(TermSpec(((len(operands), labels),), 1.0),), kind="direction"))
+                operands.append(value.reshape(1, *spec.atom_shape))
+            else:
+                leaves.append(spec)
+        return PerExampleGrads(tuple(operands), tuple(leaves), self.treedef, 1)
 
     def align(self, other: PerExampleGrads, weights: Array) -> Array:
         """`<g_i, sum_j w_j h_j>`: f32[n], through the summed direction or all pairs, whichever costs fewer FLOPs.

@@ -21,7 +21,8 @@ def matmul_flops(function: Callable[..., Any], *args: PyTree, branch_share: floa
         branch_share: how often the dearer branch of a conditional is taken.
 
     Returns:
-        The count. A `while` loop counts as one iteration, a scan as all of its iterations.
+        The count. A scan counts with all of its iterations; a `while` loop, whose number of turns is not known, with
+        none: the step has one that only turns when a gradient is not finite.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr, branch_share)
 
@@ -51,7 +52,7 @@ def _count(jaxpr: jex.Jaxpr, branch_share: float) -> float:
         elif eqn.primitive.name == "cond":
             branches = sorted(_count(branch.jaxpr, branch_share) for branch in eqn.params["branches"])
             total += branches[0] + branch_share * (branches[-1] - branches[0])
-        else:
+        elif eqn.primitive.name != "while":
             times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
             total += times * sum(_count(inner, branch_share) for inner in jex.jaxprs_in_params(eqn.params))
     return total

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from greats_jax.ghost import PerExampleGrads
 from greats_jax.selection import Signals
-from greats_jax.training.scoring import Projection
+from greats_jax.training.scoring import STEERED, Projection
 
 Array = jax.Array
-Sums = dict[str, Array]
+Sums = dict[str, Any]
 _PRODUCTS = frozenset({"gram", "squared_norms"})
 
 
@@ -21,11 +23,13 @@ def own_sums(
     key: Array,
     layer: Array | None = None,
     direction: object = None,
+    preconditioned: object = None,
 ) -> Sums:
-    """What the candidates' own gradients give, alignment included when there is a direction.
+    """What the candidates' own gradients give, with the alignments where there are directions.
 
     Returns:
-        Some of gram f32[n, n], squared_norms f32[n], alignment f32[n] and features f32[n, rank].
+        Some of gram f32[n, n], squared_norms f32[n], features f32[n, rank], alignment and preconditioned_alignment
+        f32[n].
     """
     sums: Sums = {}
     exact = needs if projection is None else needs - _PRODUCTS
@@ -37,6 +41,8 @@ def own_sums(
         sums["gram"] = grads.gram()
     elif direction is not None:
         sums["alignment"] = grads.dot(direction)
+    if preconditioned is not None:
+        sums["preconditioned_alignment"] = grads.dot(preconditioned)
     if "squared_norms" in exact and "gram" not in exact:
         sums["squared_norms"] = grads.squared_norms()
     return sums
@@ -53,18 +59,15 @@ def signals_from(sums: Sums, needs: frozenset[str], losses: Array, valid: Array)
     return Signals(
         losses=losses,
         alignment=sums.get("alignment"),
+        preconditioned_alignment=sums.get("preconditioned_alignment"),
+        per_leaf_alignment=sums.get("per_leaf_alignment"),
         gram=gram if "gram" in needs else None,
         squared_norms=norms if "squared_norms" in needs else None,
         valid=valid,
     )
 
 
-def weigh(table: Array, weights: Array) -> Array:
-    """`w_j table[j]`; a row of weight 0 is exactly 0, also when it is not finite."""
-    spread = weights.reshape(-1, *[1] * (table.ndim - 1))
-    return jnp.where(spread == 0, 0, spread * table)
-
-
-def weighted_rows(table: Array, weights: Array) -> Array:
-    """`sum_j w_j table[j]`; a row of weight 0 contributes exactly 0, also when it is not finite."""
-    return weigh(table, weights).sum(0)
+def any_aligned(sums: Sums) -> Array:
+    """bool[]: whether any candidate has a finite alignment; none has one with a direction that was never set."""
+    parts = [jax.tree.leaves(sums.get(name)) for name in sorted(STEERED)]
+    return jnp.stack([jnp.isfinite(x).any() for part in parts for x in part]).any()

@@ -7,16 +7,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from greats_jax.errors import ArgumentError
 from greats_jax.ghost import PerExampleGrads, value_and_per_example_grads
-from greats_jax.training.measures import own_sums, signals_from, weighted_rows
+from greats_jax.training.measures import Sums, any_aligned, own_sums, signals_from
 from greats_jax.training.scoring import (
+    STEERED,
     Kept,
     Scored,
     Scorer,
     ScoringTask,
+    Update,
     merge_rows,
     no_validation,
     projection_key,
@@ -25,6 +28,7 @@ from greats_jax.training.scoring import (
 )
 from greats_jax.training.split_loss import SplitLoss, make_split_backward
 from greats_jax.training.state import TrainState, floating, with_floating
+from greats_jax.training.targets import aligned, validation_weights
 
 Array = jax.Array
 PyTree = Any
@@ -40,6 +44,8 @@ class Backward(NamedTuple):
         update: `update(indices, shares) -> gradient` of all parameters, `sum_i shares_i g_i`.
         to_params: from a direction of `grads` to one of the parameters.
         from_params: from a direction of the parameters to one of `grads`.
+        update_by_leaf: `update_by_leaf(shares) -> gradient`, from shares of all rows for each floating parameter; None
+            if the loss is split.
     """
 
     losses: Array
@@ -48,12 +54,13 @@ class Backward(NamedTuple):
     update: Callable[[Array, Array], PyTree]
     to_params: Callable[[PyTree], PyTree]
     from_params: Callable[[PyTree], PyTree]
+    update_by_leaf: Callable[[PyTree], PyTree] | None = None
 
 
 def one_pass_scorer(task: ScoringTask) -> Scorer:
     """Scorer of rules that need gradients."""
     backward = _make_backward(task)
-    if "alignment" not in task.needs:
+    if not task.needs & STEERED:
         return _without_validation(task, backward)
     if task.validation == "merged":
         return _merged(task, backward)
@@ -79,7 +86,8 @@ def make_direction(task: ScoringTask) -> Callable[..., tuple[PyTree, tuple[Array
         def refresh() -> tuple[PyTree, tuple[Array, Array, Array, Array]]:
             rows = backward(state.params, frozen, validation)
             usable = _usable(task, rows.losses, rows.grads, validation)
-            fresh = rows.to_params(rows.grads.weighted_sum(usable / jnp.maximum(usable.sum(), 1)))
+            weights = validation_weights(task.targets, rows.losses, usable, validation)
+            fresh = rows.to_params(rows.grads.weighted_sum(weights))
             facts = validation_facts(rows.losses, usable)
             return jax.tree.map(lambda a, b: jnp.where(facts[1], a, b).astype(b.dtype), fresh, state.direction), facts
 
@@ -103,6 +111,9 @@ def _make_backward(task: ScoringTask) -> Callable[[PyTree, PyTree, PyTree], Back
     def backward(params: PyTree, frozen: PyTree, rows: PyTree) -> Backward:
         losses, grads = transform(params, frozen, rows)
         losses, aux = losses if task.has_aux else (losses, None)
+        if leaves is not None:
+            # A row may score well by these parameters and still spoil the update of the others: it must not be picked.
+            losses = jnp.where(grads.finite(), losses, jnp.nan)
         return Backward(
             losses,
             aux,
@@ -110,6 +121,7 @@ def _make_backward(task: ScoringTask) -> Callable[[PyTree, PyTree, PyTree], Back
             lambda indices, shares: grads[indices].weighted_sum(shares),
             floating,
             lambda direction: with_floating(params, direction),
+            lambda shares: grads.weighted_sum(with_floating(params, shares)),
         )
 
     return backward
@@ -131,16 +143,13 @@ def _with_direction(task: ScoringTask, backward: Callable[..., Backward]) -> Sco
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
         direction, (loss, found, used, rejected) = find(state, frozen, validation)
         rows = backward(state.params, frozen, candidates)
-        sums = own_sums(
-            rows.grads,
-            task.needs,
-            task.scoring.projection,
-            projection_key(state),
-            direction=rows.from_params(direction),
-        )
+        target = rows.from_params(direction) if "alignment" in task.needs else None
+        sums = own_sums(rows.grads, task.needs, task.scoring.projection, projection_key(state), direction=target)
+        sums |= _along(task, state, rows, rows.grads, direction)
         signals = signals_from(sums, task.needs, rows.losses, valid_rows(task.is_valid, candidates))
-        ok = found & jnp.isfinite(sums["alignment"]).any()
-        return Scored(signals, _kept(rows), direction, loss, ok, used, rejected, rows.aux)
+        ok = found & any_aligned(sums)
+        kept, by_leaf = _kept(rows), rows.update_by_leaf
+        return Scored(signals, kept, direction, loss, ok, used, rejected, rows.aux, by_leaf)
 
     return score
 
@@ -150,36 +159,63 @@ def _merged(task: ScoringTask, backward: Callable[..., Backward]) -> Scorer:
         merged, n = merge_rows(candidates, validation)
         rows = backward(state.params, frozen, merged)
         usable = _usable(task, rows.losses[n:], rows.grads[n:], validation)
-        weights = usable / jnp.maximum(usable.sum(), 1)
+        weights = validation_weights(task.targets, rows.losses[n:], usable, validation)
         sums = _merged_sums(task, rows.grads, n, weights, projection_key(state))
+        if task.needs & STEERED != {"alignment"}:
+            direction = rows.to_params(rows.grads[n:].weighted_sum(weights))
+            sums |= _along(task, state, rows, rows.grads[:n], direction)
         signals = signals_from(sums, task.needs, rows.losses[:n], valid_rows(task.is_valid, candidates))
-        return Scored(
-            signals,
-            _kept(rows),
-            state.direction,
-            *validation_facts(rows.losses[n:], usable),
-            aux=jax.tree.map(lambda x: x[:n], rows.aux),
-        )
+        facts = validation_facts(rows.losses[n:], usable)
+        aux = jax.tree.map(lambda x: x[:n], rows.aux)
+        by_leaf = _without_rows_after(rows.update_by_leaf, usable.size)
+        return Scored(signals, _kept(rows), state.direction, *facts, aux, by_leaf)
 
     return score
 
 
-def _merged_sums(task: ScoringTask, grads: PerExampleGrads, n: int, weights: Array, key: Array) -> dict[str, Array]:
-    projection = task.scoring.projection
+def _without_rows_after(update: Callable[[PyTree], PyTree] | None, count: int) -> Callable[[PyTree], PyTree] | None:
+    """The update from shares of the candidates alone, where `count` validation rows come after them."""
+    if update is None:
+        return None
+    return lambda shares: update(jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, count)]), shares))
+
+
+def _merged_sums(task: ScoringTask, grads: PerExampleGrads, n: int, weights: Array, key: Array) -> Sums:
+    projection, ours, theirs = task.scoring.projection, grads[:n], grads[n:]
+    if "alignment" not in task.needs:
+        return own_sums(ours, task.needs, projection, key)
     if projection is not None and projection.alignment == "projected":
         features = grads.project(projection.rank, key)
-        return {"features": features[:n], "alignment": features[:n] @ weighted_rows(features[n:], weights)}
-    ours, theirs = grads[:n], grads[n:]
+        return {"features": features[:n], "alignment": aligned(features[n:] @ features[:n].T, weights)}
+    if weights.ndim == 2:
+        return {**own_sums(ours, task.needs, projection, key), "alignment": aligned(theirs.cross(ours), weights)}
     if projection is None and "gram" in task.needs:
         gram, alignment = grads.gram_and_alignment(n, weights)
         return {"gram": gram, "alignment": alignment}
     return {**own_sums(ours, task.needs, projection, key), "alignment": ours.align(theirs, weights)}
 
 
+def _along(task: ScoringTask, state: TrainState, rows: Backward, grads: PerExampleGrads, direction: PyTree) -> Sums:
+    """Those alignments of the candidates that are taken with a direction that has been formed."""
+    sums: Sums = {}
+    if "per_leaf_alignment" in task.needs:
+        sums["per_leaf_alignment"] = grads.dot_by_leaf(rows.from_params(direction))
+    if "preconditioned_alignment" in task.needs:
+        target = rows.from_params(task.precondition(state, direction))
+        projection = task.scoring.projection
+        if projection is not None and projection.alignment == "projected":
+            ours, theirs = (x.project(projection.rank, projection_key(state)) for x in (grads, grads.like(target)))
+            sums["preconditioned_alignment"] = ours @ theirs[0]
+        else:
+            sums["preconditioned_alignment"] = grads.dot(target)
+    return sums
+
+
 def _kept(rows: Backward) -> Kept:
-    def kept(indices: Array, shares: Array) -> tuple[Array, PyTree, Any]:
+    def kept(indices: Array, shares: Array) -> Update:
         loss = jnp.sum(jnp.where(shares > 0, shares * rows.losses[indices], 0.0))
-        return loss, rows.update(indices, shares), None
+        grads = rows.update(indices, shares)
+        return Update(loss, grads, optax.tree.norm(floating(grads)), shares > 0)
 
     return kept
 

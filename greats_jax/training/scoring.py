@@ -13,18 +13,24 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax import lax
 
 from greats_jax.errors import ArgumentError
 from greats_jax.selection import Signals
 from greats_jax.training.state import TrainState, floating, with_floating
+from greats_jax.training.targets import Targets
 
 Array = jax.Array
 PyTree = Any
 LossFn = Callable[..., Any]
-Kept = Callable[[Array, Array], tuple[Array, PyTree, Any]]
 Valid = Callable[[PyTree], Array]
 
-FORWARD_ONLY = frozenset({"losses", "valid", "sources", "memory", "optimizer"})
+# What needs the gradients of candidates; any other signal needs a forward pass at most.
+STEERED = frozenset({"alignment", "preconditioned_alignment", "per_leaf_alignment"})
+GRADIENTS = STEERED | {"gram", "squared_norms"}
+# What needs the validation rows.
+GUIDED = STEERED | {"validation_embeddings"}
 
 
 def _choice(owner: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -97,18 +103,41 @@ class Scoring:
 EXACT = Scoring()
 
 
+class Update(NamedTuple):
+    """What the kept rows give.
+
+    Attributes:
+        loss: f32[], their weighted mean loss.
+        grads: weighted mean gradient, like the parameters.
+        norm: f32[], Euclidean norm of it.
+        used: bool[k], kept rows that took part; one whose loss or gradient turned out not finite did not.
+        aux: auxiliary outputs of the kept rows, if they were run again.
+    """
+
+    loss: Array
+    grads: PyTree
+    norm: Array
+    used: Array
+    aux: Any = None
+
+
+Kept = Callable[[Array, Array], Update]
+
+
 class Scored(NamedTuple):
     """Signals of the candidates and what else the step needs.
 
     Attributes:
         signals: for the rule.
-        kept: `kept(indices, shares) -> (loss, gradient, aux)`: the weighted mean over the kept rows.
+        kept: `kept(indices, shares) -> Update`, from i32[k] and f32[k], shares that sum to 1.
         direction: the validation direction to carry in the state.
         validation_loss: f32[], NaN if not computed.
         validation_ok: bool[], False when scoring had no validation row to go by.
         n_validation: i32[], rows used.
         n_validation_rejected: i32[], rows dropped.
         aux: auxiliary outputs for all candidates, when scoring produced them.
+        kept_by_leaf: `kept_by_leaf(shares) -> gradient`, from a pytree like the floating parameters of shares f32[n]
+            (f32[layers, n]); None where the way of scoring cannot.
     """
 
     signals: Signals
@@ -119,6 +148,7 @@ class Scored(NamedTuple):
     n_validation: Array
     n_validation_rejected: Array
     aux: Any = None
+    kept_by_leaf: Callable[[PyTree], PyTree] | None = None
 
 
 Scorer = Callable[[TrainState, PyTree, PyTree, PyTree], Scored]
@@ -135,6 +165,8 @@ class ScoringTask(NamedTuple):
         refresh_every: R of the cached mode.
         is_valid: test of a row, or None.
         scoring: how to compute the signals.
+        targets: the target tasks of the validation rows; None for one.
+        precondition: `precondition(state, direction) -> direction`, what the optimizer makes of a gradient.
     """
 
     loss_fn: LossFn
@@ -144,14 +176,16 @@ class ScoringTask(NamedTuple):
     refresh_every: int
     is_valid: Valid | None
     scoring: Scoring
+    targets: Targets | None
+    precondition: Callable[[TrainState, PyTree], PyTree]
 
 
 def forward_scorer(task: ScoringTask) -> Scorer:
-    """Scorer of rules that look at no gradient: a forward pass if they need losses, and a plain step on kept rows."""
+    """Scorer of rules that look at no gradient: a forward pass if they need one, and a plain step on kept rows."""
 
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
         losses = aux = None
-        if "losses" in task.needs:
+        if task.needs & {"losses", "logit_summaries"}:
             values = batched(task.loss_fn, state.params, frozen, candidates)
             losses, aux = values if task.has_aux else (values, None)
         signals = Signals(losses=losses, valid=valid_rows(task.is_valid, candidates))
@@ -162,7 +196,11 @@ def forward_scorer(task: ScoringTask) -> Scorer:
 
 
 def kept_by_rows(task: ScoringTask, params: PyTree, frozen: PyTree, candidates: PyTree) -> Kept:
-    """Loss and gradient of the kept rows by an ordinary forward and backward pass, in `micro_batches` parts."""
+    """Loss and gradient of the kept rows by an ordinary forward and backward pass, in `micro_batches` parts.
+
+    Which rows have a gradient that is finite shows only now: when the mean is not, the rows are run one by one and
+    those that are not finite are left out. That costs k passes, in a step that would otherwise be lost.
+    """
 
     def part(indices: Array, shares: Array) -> tuple[tuple[Array, Any], PyTree]:
         rows = jax.tree.map(lambda x: jnp.take(x, indices, axis=0), candidates)
@@ -174,9 +212,9 @@ def kept_by_rows(task: ScoringTask, params: PyTree, frozen: PyTree, candidates: 
 
         return jax.value_and_grad(mean, has_aux=True)(floating(params))
 
-    def kept(indices: Array, shares: Array) -> tuple[Array, PyTree, Any]:
-        # An empty slot repeats the first pick: its share is 0, but a non-finite row would still spoil the gradient.
-        indices = jnp.where(shares > 0, indices, indices[0])
+    nothing = jax.tree.map(jnp.zeros_like, floating(params))
+
+    def in_parts(indices: Array, shares: Array) -> tuple[Array, PyTree, Any]:
         count = min(task.scoring.micro_batches, indices.size)
         if count == 1:
             (loss, aux), grads = part(indices, shares)
@@ -189,9 +227,38 @@ def kept_by_rows(task: ScoringTask, params: PyTree, frozen: PyTree, candidates: 
             (loss, _), grads = part(*slots)
             return jax.tree.map(jnp.add, total, (loss, grads)), None
 
-        start = jax.tree.map(jnp.zeros_like, (shares.sum(), floating(params)))
-        (loss, grads), _ = jax.lax.scan(add, start, (indices, shares))
+        (loss, grads), _ = lax.scan(add, (jnp.zeros_like(shares.sum()), nothing), (indices, shares))
         return loss, grads, None
+
+    def one_by_one(indices: Array, shares: Array) -> Update:
+        def add(total: tuple[Array, PyTree, Array], slot: tuple[Array, Array]) -> tuple[tuple, Array]:
+            index, share = slot
+            (loss, _), grads = part(index[None], jnp.ones(1))
+            good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads)) & (share > 0)
+            weighed = jax.tree.map(lambda x: jnp.where(good, share * x, 0).astype(x.dtype), (loss, grads))
+            sums = jax.tree.map(jnp.add, total, (*weighed, jnp.where(good, share, 0.0)))
+            return sums, good
+
+        (loss, grads, share), used = lax.scan(add, (jnp.zeros(()), nothing, jnp.zeros(())), (indices, shares))
+        rest = jnp.where(share > 0, share, 1.0)
+        grads = jax.tree.map(lambda g: (g / rest).astype(g.dtype), grads)
+        return Update(loss / rest, grads, optax.tree.norm(grads), used)
+
+    def kept(indices: Array, shares: Array) -> Update:
+        # An empty slot repeats the first pick: its share is 0, but a non-finite row would still spoil the gradient.
+        indices = jnp.where(shares > 0, indices, indices[jnp.argmax(shares > 0)])
+        loss, grads, aux = in_parts(indices, shares)
+        first = Update(loss, grads, optax.tree.norm(grads), shares > 0)
+
+        def spoilt(carry: tuple[Update, Array]) -> Array:
+            update, tried = carry
+            return ~tried & ~(jnp.isfinite(update.loss) & jnp.isfinite(update.norm))
+
+        # A loop of no or one turn: unlike a conditional's, its carry is not copied when there is nothing to do.
+        update, _ = lax.while_loop(
+            spoilt, lambda _: (one_by_one(indices, shares), jnp.asarray(True)), (first, jnp.asarray(False))
+        )
+        return update._replace(aux=aux)
 
     return kept
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from greats_jax.ghost import value_and_per_example_grads
-from greats_jax.training.measures import weigh
 from greats_jax.training.state import floating, with_floating
+from greats_jax.training.weighting import weigh
 
 Array = jax.Array
 PyTree = Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,18 +12,17 @@ import optax
 
 from greats_jax.errors import ArgumentError
 from greats_jax.selection import Rule, Selection, Signals, get
-from greats_jax.training.one_pass import one_pass_scorer
-from greats_jax.training.scoring import EXACT, FORWARD_ONLY, Scored, Scorer, Scoring, ScoringTask, forward_scorer
+from greats_jax.training.scoring import EXACT, Scored, Scoring, Update
+from greats_jax.training.signals import RowSignal, SignalOptions, choose, key_of, make_signals, rate_of
 from greats_jax.training.split_loss import SplitLoss
-from greats_jax.training.state import TrainState, floating, learning_rate_in, with_floating
-from greats_jax.training.two_pass import two_pass_scorer
+from greats_jax.training.state import TrainState, floating, with_floating
+from greats_jax.training.targets import Targets
 
 Array = jax.Array
 PyTree = Any
 
-
-# Signals the step can compute; a rule that declares another is refused.
-SERVED = frozenset({"losses", "alignment", "gram", "squared_norms", "valid", "memory"})
+TARGET_ONLY = "target_only"
+"""In the place of a rule: train on the validation rows."""
 
 
 class StepMetrics(NamedTuple):
@@ -34,10 +33,13 @@ class StepMetrics(NamedTuple):
         candidate_losses: f32[n].
         validation_loss: f32[], mean over the validation rows used in this step.
         scores: f32[n], what the rule ranked by.
-        selected: i32[k], indices into the candidates in the order of picking.
-        weights: f32[k], 0 for an empty slot.
+        selected: i32[k], indices into the candidates in the order of picking; a pytree like the floating parameters of
+            i32[k] (i32[layers, k]) if the rule chooses for every parameter.
+        weights: f32[k], 0 for an empty slot; a pytree like `selected`.
+        shares: f32[n], what part of the update each candidate is, in sum 1; the mean over parameters and layers if the
+            rule chooses for each.
         n_valid: i32[], candidates that have labels.
-        n_rejected: i32[], valid candidates left out because their loss or score is not finite.
+        n_rejected: i32[], valid candidates left out because their loss, score or gradient is not finite.
         n_validation: i32[], validation rows used.
         n_validation_rejected: i32[], validation rows dropped as not finite or without labels.
         skipped: bool[], no update was made (nothing could be picked, no validation row left, or a non-finite gradient).
@@ -50,8 +52,9 @@ class StepMetrics(NamedTuple):
     candidate_losses: Array
     validation_loss: Array
     scores: Array
-    selected: Array
-    weights: Array
+    selected: Any
+    weights: Any
+    shares: Array
     n_valid: Array
     n_rejected: Array
     n_validation: Array
@@ -66,7 +69,7 @@ def make_selective_step(
     loss_fn: Callable[..., Any] | tuple[Callable[..., Any], Callable[..., Any]],
     optimizer: optax.GradientTransformation,
     objective: str | Rule = "greats",
-    keep: int = 4,
+    keep: int | float = 4,
     validation: Literal["merged", "cached"] = "merged",
     refresh_every: int = 1,
     learning_rate: float | optax.Schedule | None = None,
@@ -74,6 +77,9 @@ def make_selective_step(
     has_aux: bool = False,
     row_weight: Callable[[PyTree], Array] | None = None,
     scoring: Scoring = EXACT,
+    row_signals: Mapping[str, RowSignal] | None = None,
+    targets: Targets | None = None,
+    preconditioner: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None,
 ) -> Callable[[TrainState, PyTree, PyTree, PyTree], tuple[TrainState, StepMetrics]]:
     """Build `step(state, frozen, candidates, validation) -> (state, metrics)`, compiled once per shape.
 
@@ -82,8 +88,9 @@ def make_selective_step(
             `(trunk, head)` or a `SplitLoss` is scored by the head's parameters, and the backward pass of rows that are
             not kept stops below the head.
         optimizer: applied to the weighted mean gradient of the kept candidates.
-        objective: a registered rule or its name.
-        keep: k, how many candidates are kept.
+        objective: a registered rule, its name or an expression (see `selection.get`); `target_only` trains on the
+            validation rows instead, all of them: the control that selection has to beat.
+        keep: k, how many candidates are kept; a fraction of them when it is a float.
         validation: `merged`: the validation rows ride in the candidates' batch, one pass for both; `cached`: their mean
             gradient is computed every `refresh_every` steps and kept in the state.
         refresh_every: R of the cached mode.
@@ -93,6 +100,13 @@ def make_selective_step(
         row_weight: `row_weight(example) -> scalar`, the share of a kept example in the update (e.g. its number of label
             tokens); None weighs examples equally.
         scoring: one pass or two, micro-batches, which parameters score, projection; see `Scoring`.
+        row_signals: `{"sources": lambda frozen, row: ..., ...}`, for rules that need what only the caller knows of a
+            row: `reference_losses` (scalar), `embeddings` (f32[e], of candidates and validation rows) and `sources`
+            (integer).
+        targets: several target tasks among the validation rows, and how a candidate's alignments with them combine.
+        preconditioner: `preconditioner(opt_state, params, direction) -> direction`, what `preconditioned_alignment` is
+            taken with; None is the optimizer's own response (`training.preconditioning`), which for an optimizer that
+            accumulates gradients has to be that of the one inside it.
 
     Returns:
         The step. It donates its state, never asks the host for a value and can be traced under `jit` or `scan`. A rule
@@ -102,103 +116,105 @@ def make_selective_step(
         ArgumentError: settings that cannot work; when called, also `keep` larger than the batch, batches that cannot be
             merged, or a rule that needs eta where none is known.
     """
+    _check_keep(keep)
+    target_only = objective == TARGET_ONLY
+    if target_only:
+        objective, keep = "regular", 1.0
     rule = get(objective) if isinstance(objective, str) else objective
-    _check(rule, keep, validation, refresh_every, scoring)
     if isinstance(loss_fn, tuple) and not isinstance(loss_fn, SplitLoss):
         loss_fn = SplitLoss(*loss_fn)
-    scorer = _make_scorer(ScoringTask(loss_fn, rule.needs, has_aux, validation, refresh_every, is_valid, scoring))
-    update = functools.partial(_update, optimizer)
+    options = SignalOptions(
+        validation, refresh_every, learning_rate, is_valid, has_aux, scoring, row_signals or {}, targets, preconditioner
+    )
+    find = make_signals(loss_fn, optimizer, rule, options)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree
     ) -> tuple[TrainState, StepMetrics]:
+        if target_only:
+            candidates, validation = validation, None
         n = len(jax.tree.leaves(candidates)[0])
-        if keep > n:
-            raise ArgumentError(
-                f"keep={keep} but there are only {n} candidates: keep at most {n}, or pass a larger batch"
-            )
-        key = jax.random.fold_in(state.key, state.step)
-        rate = _rate(learning_rate, optimizer, state)
-        scored = scorer(state, frozen, candidates, validation)
-        memory = rule.init() if state.memory is None and rule.init is not None else state.memory
-        selection = _select(rule, keep, scored.signals._replace(memory=memory), rate, key)
-        weights = selection.weights
-        if row_weight is not None:
-            weights = weights * jax.vmap(row_weight)(_rows(candidates, selection.indices)).astype(jnp.float32)
-        total = weights.sum()
-        shares = weights / jnp.where(total > 0, total, 1.0)
-        loss, grads, aux = scored.kept(selection.indices, shares)
-        norm = optax.tree.norm(floating(grads))
-        usable = (total > 0) & scored.validation_ok & jnp.isfinite(norm) & jnp.isfinite(loss)
-        params, opt_state = update(state, grads, usable)
-        memory = memory if selection.memory is None else selection.memory
+        rate = rate_of(learning_rate, optimizer, state)
+        scored, signals = find(state, frozen, candidates, validation)
+        selection = choose(rule, _slots(keep, n), signals, rate, key_of(state))
+        row_weights = None if row_weight is None else jax.vmap(row_weight)(candidates).astype(jnp.float32)
+        taken = _take(scored, selection, row_weights, n)
+        usable = scored.validation_ok & taken.any & jnp.isfinite(taken.update.norm) & jnp.isfinite(taken.update.loss)
+        params, opt_state = _update(optimizer, state, taken.update.grads, usable)
+        memory = getattr(selection, "memory", None)
+        if memory is None:
+            memory = signals.memory
         new = TrainState(params, opt_state, state.step + 1, state.key, scored.direction, memory)
-        return new, _metrics(scored, selection, loss, norm, usable, rate, n, aux)
+        return new, _metrics(scored, selection, taken, usable, rate, n)
 
     return step
 
 
-def _make_scorer(task: ScoringTask) -> Scorer:
-    """The cheapest way to what the rule needs."""
-    if task.needs <= FORWARD_ONLY:
-        return forward_scorer(task)
-    return one_pass_scorer(task) if task.scoring.passes == "one" else two_pass_scorer(task)
+class _Taken(NamedTuple):
+    """What a selection gives: its update, the weights of the slots that took part, shares f32[n], whether any did."""
+
+    update: Update
+    weights: Any
+    shares: Array
+    any: Array
 
 
-def _check(rule: Rule, keep: int, validation: str, refresh_every: int, scoring: Scoring) -> None:
-    if unserved := rule.needs - SERVED:
-        raise ArgumentError(
-            f"the rule {rule.name!r} needs {', '.join(sorted(unserved))}, but this step computes only "
-            f"{', '.join(sorted(SERVED))}: compute the rest in your own loop and call the rule there"
-        )
-    if keep < 1:
+def _take(scored: Scored, selection: Any, row_weights: Array | None, n: int) -> _Taken:
+    """The update of the kept rows."""
+    if not isinstance(selection, Selection):
+        return _take_by_leaf(scored, selection, row_weights, n)
+    weights = selection.weights if row_weights is None else selection.weights * row_weights[selection.indices]
+    total = weights.sum()
+    shares = weights / jnp.where(total > 0, total, 1.0)
+    update = scored.kept(selection.indices, shares)
+    used = jnp.where(update.used, shares, 0.0)
+    spread = jnp.zeros(n).at[selection.indices].add(used / jnp.where(used.sum() > 0, used.sum(), 1.0))
+    return _Taken(update, jnp.where(update.used, selection.weights, 0.0), spread, used.sum() > 0)
+
+
+def _take_by_leaf(scored: Scored, selections: PyTree, row_weights: Array | None, n: int) -> _Taken:
+    """The update of which every parameter, or layer of one, is that of its own kept rows."""
+    if scored.kept_by_leaf is None:
+        raise ArgumentError("a rule that chooses for every parameter must need per_leaf_alignment")
+
+    def spread(selection: Selection) -> Array:
+        def one(indices: Array, weights: Array) -> Array:
+            dense = jnp.zeros(n).at[indices].add(weights)
+            dense = dense if row_weights is None else dense * row_weights
+            return dense / jnp.where(dense.sum() > 0, dense.sum(), 1.0)
+
+        return one(*selection[:2]) if selection.indices.ndim == 1 else jax.vmap(one)(*selection[:2])
+
+    def is_selection(x: Any) -> bool:
+        return isinstance(x, Selection)
+
+    shares = jax.tree.map(spread, selections, is_leaf=is_selection)
+    grads = scored.kept_by_leaf(shares)
+    mean = jnp.concatenate([x.reshape(-1, n) for x in jax.tree.leaves(shares)]).mean(0)
+    losses = scored.signals.losses
+    assert losses is not None  # gradients come with them
+    loss = jnp.sum(jnp.where(mean > 0, mean * losses, 0.0))
+    weights = jax.tree.map(lambda x: x.weights, selections, is_leaf=is_selection)
+    update = Update(loss, grads, optax.tree.norm(floating(grads)), jnp.ones(0, bool))
+    return _Taken(update, weights, mean, mean.sum() > 0)
+
+
+def _check_keep(keep: int | float) -> None:
+    if isinstance(keep, float):
+        if not 0 < keep <= 1:
+            raise ArgumentError(f"keep={keep}: a fraction of the candidates lies above 0 and at most at 1.0")
+    elif keep < 1:
         raise ArgumentError(f"keep={keep}: at least one candidate must be kept")
-    if validation not in ("merged", "cached"):
-        raise ArgumentError(
-            f"validation={validation!r}: choose 'merged' (exact every step) or 'cached' (refreshed every R steps)"
-        )
-    if refresh_every < 1:
-        raise ArgumentError(f"refresh_every={refresh_every}: the cached direction is refreshed every R >= 1 steps")
-    if scoring.projects_alignment and validation == "cached":
-        raise ArgumentError(
-            "Projection(alignment='projected') needs the validation rows in the same step: use validation='merged', "
-            "or alignment='exact' with the cached direction"
-        )
 
 
-def _rate(
-    given: float | optax.Schedule | None, optimizer: optax.GradientTransformation, state: TrainState
-) -> Array | None:
-    """Eta of this step; for injected hyperparameters, the value that this step's update is going to apply."""
-    if given is not None:
-        return jnp.asarray(given(state.step) if callable(given) else given, jnp.float32)
-    if learning_rate_in(state.opt_state) is None:
-        return None
-    trained = floating(state.params)
-    # Only the schedule's part of this trial update survives compilation: nothing else of its result is used.
-    _, after = optimizer.update(jax.tree.map(jnp.zeros_like, trained), state.opt_state, trained)
-    found = learning_rate_in(after)
-    return None if found is None else jnp.asarray(found, jnp.float32)
-
-
-def _select(rule: Rule, keep: int, signals: Signals, rate: Array | None, key: Array) -> Selection:
-    if rate is None and _uses_rate(rule, keep, signals, key):
-        raise ArgumentError(
-            f"the rule {rule.name!r} needs the learning rate: pass learning_rate= to make_selective_step, "
-            "or build the optimizer with optax.inject_hyperparams"
-        )
-    return rule(signals, keep, learning_rate=jnp.zeros(()) if rate is None else rate, key=key)
-
-
-def _uses_rate(rule: Rule, keep: int, signals: Signals, key: Array) -> bool:
-    """Whether the rule's program reads eta."""
-
-    def program(rate: Array) -> Any:
-        return rule(signals, keep, learning_rate=rate, key=key)
-
-    jaxpr = jax.make_jaxpr(program)(jnp.zeros(())).jaxpr
-    return any(v is jaxpr.invars[0] for eqn in jaxpr.eqns for v in eqn.invars)
+def _slots(keep: int | float, n: int) -> int:
+    """How many slots there are for n candidates."""
+    if isinstance(keep, float):
+        return max(1, round(keep * n))
+    if keep > n:
+        raise ArgumentError(f"keep={keep} but there are only {n} candidates: keep at most {n}, or pass a larger batch")
+    return keep
 
 
 def _update(
@@ -213,32 +229,35 @@ def _update(
     return with_floating(state.params, choose(new, trained)), choose(opt_state, state.opt_state)
 
 
-def _rows(batch: PyTree, indices: Array) -> PyTree:
-    return jax.tree.map(lambda x: jnp.take(x, indices, axis=0), batch)
-
-
-def _metrics(
-    scored: Scored, selection: Selection, loss: Array, norm: Array, usable: Array, rate: Array | None, n: int, aux: Any
-) -> StepMetrics:
+def _metrics(scored: Scored, selection: Any, taken: _Taken, usable: Array, rate: Array | None, n: int) -> StepMetrics:
     unknown = jnp.full(n, jnp.nan)
-    losses, scores = scored.signals.losses, selection.scores
+    by_leaf = not isinstance(selection, Selection)
+    losses, scores = scored.signals.losses, _total_alignment(scored.signals) if by_leaf else selection.scores
     valid = scored.signals.valid if scored.signals.valid is not None else jnp.ones(n, bool)
     finite = jnp.ones(n, bool)
     for value in (losses, scores):
         finite &= jnp.isfinite(value) if value is not None else True
+    lost = jnp.zeros((), jnp.int32) if by_leaf else ((selection.weights > 0) & ~taken.update.used).sum()
     return StepMetrics(
-        loss=loss,
+        loss=taken.update.loss,
         candidate_losses=unknown if losses is None else losses,
         validation_loss=scored.validation_loss,
         scores=unknown if scores is None else scores,
-        selected=selection.indices,
-        weights=selection.weights,
+        selected=jax.tree.map(lambda x: x.indices, selection, is_leaf=lambda x: isinstance(x, Selection)),
+        weights=taken.weights,
+        shares=taken.shares,
         n_valid=valid.sum(),
-        n_rejected=(valid & ~finite).sum(),
+        n_rejected=(valid & ~finite).sum() + lost,
         n_validation=scored.n_validation,
         n_validation_rejected=scored.n_validation_rejected,
         skipped=~usable,
-        grad_norm=norm,
+        grad_norm=taken.update.norm,
         learning_rate=jnp.asarray(jnp.nan if rate is None else rate, jnp.float32),
-        aux=aux if scored.aux is None else scored.aux,
+        aux=taken.update.aux if scored.aux is None else scored.aux,
     )
+
+
+def _total_alignment(signals: Signals) -> Array:
+    """f32[n]: the alignment in all parameters together, what a layer-wise rule has in the place of scores."""
+    parts = [x.reshape(-1, x.shape[-1]).sum(0) for x in jax.tree.leaves(signals.per_leaf_alignment)]
+    return jnp.stack(parts).sum(0)

@@ -11,9 +11,10 @@ from jax.scipy.linalg import block_diag
 
 from greats_jax.errors import ArgumentError
 from greats_jax.ghost import PerExampleGrads, value_and_contraction
-from greats_jax.training.measures import Sums, own_sums, signals_from, weighted_rows
+from greats_jax.training.measures import Sums, any_aligned, own_sums, signals_from
 from greats_jax.training.one_pass import make_direction
 from greats_jax.training.scoring import (
+    STEERED,
     Scored,
     Scorer,
     ScoringTask,
@@ -25,6 +26,7 @@ from greats_jax.training.scoring import (
     validation_facts,
 )
 from greats_jax.training.state import TrainState, with_floating
+from greats_jax.training.targets import aligned, validation_weights
 
 Array = jax.Array
 PyTree = Any
@@ -33,16 +35,17 @@ Contract = Callable[..., Sums]
 
 def two_pass_scorer(task: ScoringTask) -> Scorer:
     """Scorer of rules that need gradients, in the memory of a plain step."""
-    if "alignment" not in task.needs:
+    steered = task.needs & STEERED
+    if not steered:
         return _without_validation(task)
-    if task.validation == "merged" and task.scoring.micro_batches == 1:
+    if steered == {"alignment"} and task.validation == "merged" and task.scoring.micro_batches == 1:
         return _merged(task)
     return _with_direction(task)
 
 
 def _without_validation(task: ScoringTask) -> Scorer:
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
-        losses, aux, sums = _in_parts(task, state, frozen, candidates, ())
+        losses, aux, sums = _in_parts(task, state, frozen, candidates, {})
         signals = signals_from(sums, task.needs, losses, valid_rows(task.is_valid, candidates))
         kept = kept_by_rows(task, state.params, frozen, candidates)
         return Scored(signals, kept, state.direction, *no_validation(), aux=aux)
@@ -55,10 +58,14 @@ def _with_direction(task: ScoringTask) -> Scorer:
 
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
         direction, (loss, found, used, rejected) = find(state, frozen, validation)
-        target = with_floating(state.params, direction)
-        losses, aux, sums = _in_parts(task, state, frozen, candidates, (target,))
+        targets = {}
+        if "alignment" in task.needs:
+            targets["direction"] = with_floating(state.params, direction)
+        if "preconditioned_alignment" in task.needs:
+            targets["preconditioned"] = with_floating(state.params, task.precondition(state, direction))
+        losses, aux, sums = _in_parts(task, state, frozen, candidates, targets)
         signals = signals_from(sums, task.needs, losses, valid_rows(task.is_valid, candidates))
-        ok = found & jnp.isfinite(sums["alignment"]).any()
+        ok = found & any_aligned(sums)
         kept = kept_by_rows(task, state.params, frozen, candidates)
         return Scored(signals, kept, direction, loss, ok, used, rejected, aux)
 
@@ -66,13 +73,16 @@ def _with_direction(task: ScoringTask) -> Scorer:
 
 
 def _in_parts(
-    task: ScoringTask, state: TrainState, frozen: PyTree, candidates: PyTree, like: tuple[PyTree, ...]
+    task: ScoringTask, state: TrainState, frozen: PyTree, candidates: PyTree, targets: dict[str, PyTree]
 ) -> tuple[Array, Any, Sums]:
     """Losses, auxiliary outputs and sums of all candidates, from `micro_batches` parts of them."""
     key = projection_key(state)
 
-    def contract(grads: PerExampleGrads, layer: Array | None, direction: object = None) -> Sums:
-        return own_sums(grads, task.needs, task.scoring.projection, key, layer, direction)
+    def contract(grads: PerExampleGrads, layer: Array | None, *directions: PyTree) -> Sums:
+        named = dict(zip(targets, directions, strict=True))
+        return own_sums(grads, task.needs, task.scoring.projection, key, layer, **named)
+
+    like = tuple(targets.values())
 
     stream = _stream(task, contract)
     n, count = len(jax.tree.leaves(candidates)[0]), task.scoring.micro_batches
@@ -96,7 +106,7 @@ def _merged(task: ScoringTask) -> Scorer:
         rows, n = merge_rows(candidates, validation)
         losses, aux, sums = _stream(task, _merged_contract(task, n, projection_key(state)))(state.params, frozen, rows)
         usable = jnp.isfinite(losses[n:]) & (sums.pop("broken") == 0) & valid_rows(task.is_valid, validation)
-        weights = usable / jnp.maximum(usable.sum(), 1)
+        weights = validation_weights(task.targets, losses[n:], usable, validation)
         signals = signals_from(
             _aligned(sums, n, weights), task.needs, losses[:n], valid_rows(task.is_valid, candidates)
         )
@@ -127,12 +137,12 @@ def _aligned(sums: Sums, n: int, weights: Array) -> Sums:
     """The sums of the candidates alone, with their alignment."""
     if "table" in sums:
         table = sums["table"]
-        return {"gram": table[:n, :n], "alignment": weighted_rows(table[n:, :n], weights)}
+        return {"gram": table[:n, :n], "alignment": aligned(table[n:, :n], weights)}
     if "cross" in sums:
-        aligned = weighted_rows(sums["cross"].T, weights)
-        return {**{name: x for name, x in sums.items() if name != "cross"}, "alignment": aligned}
+        rest = {name: x for name, x in sums.items() if name != "cross"}
+        return {**rest, "alignment": aligned(sums["cross"].T, weights)}
     features = sums["features"]
-    return {"features": features[:n], "alignment": features[:n] @ weighted_rows(features[n:], weights)}
+    return {"features": features[:n], "alignment": aligned(features[n:] @ features[:n].T, weights)}
 
 
 def _stream(task: ScoringTask, contract: Contract) -> Callable[..., tuple[Array, Any, Sums]]:
