@@ -197,12 +197,12 @@ def _check_scoring(loss_fn: Callable[..., Any], rule: Rule, options: SignalOptio
             "of one pass over all parameters, with the loss in one piece and without projection"
         )
     if options.targets is not None and options.targets.combine == "max":
-        formed = rule.needs & {"preconditioned_alignment", "per_leaf_alignment"}
+        formed = sorted(rule.needs & {"preconditioned_alignment", "per_leaf_alignment"})
         if formed or options.validation == "cached" or scoring.micro_batches > 1:
             raise ArgumentError(
                 "Targets(combine='max') compares each candidate with every validation row, but "
                 + (
-                    f"the rule {rule.name!r} takes {formed.pop()} with one direction"
+                    f"the rule {rule.name!r} takes {formed[0]} with one direction"
                     if formed
                     else "a cached direction or micro-batches keep only one direction"
                 )
