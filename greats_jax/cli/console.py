@@ -7,6 +7,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from greats_jax.cli.tables import aligned
 from greats_jax.training.events import Evaluated, Event, Noticed, Started, Stepped
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
@@ -108,13 +109,13 @@ def closing_table(summary: dict[str, Any]) -> str:
     for split in ("validation", "test"):
         name = f"{split}_perplexity"
         rows.append((f"{split} perplexity", _number(before.get(name)), _number(after.get(name))))
-    parts = [_table(rows)]
+    parts = [aligned(rows)]
     if sources := summary["sources"]:
         rows = [("source", "of candidates", "of chosen", "ratio")]
         for name, share in sources.items():
             ratio = share["chosen_share"] / share["candidate_share"]
             rows.append((name, f"{share['candidate_share']:.1%}", f"{share['chosen_share']:.1%}", f"{ratio:.2f}"))
-        parts.append(_table(rows))
+        parts.append(aligned(rows))
     if throughput := summary["throughput"]:
         spent = throughput.get("seconds_selecting", 0.0)
         selecting = f" (about {spent:.2f} s of it selecting)" if spent else ""
@@ -147,15 +148,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def _number(value: float | None) -> str:

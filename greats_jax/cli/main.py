@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser().parse(argv)
     silence_libraries()
     try:
         return arguments.run(arguments)

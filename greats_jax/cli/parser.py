@@ -1,8 +1,9 @@
 """The arguments of every command. Only the standard library is imported here, so that help is immediate."""
 
 import argparse
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from greats_jax import __version__
@@ -17,6 +18,16 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self._details = details
 
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse a whole command line; settings may also stand between and after options, which argparse cannot do."""
+        arguments, rest = self.parse_known_args(argv)
+        settings = [text for text in rest if "=" in text and not text.startswith("-")]
+        if rest and (len(settings) < len(rest) or not hasattr(arguments, "overrides")):
+            self.error(f"unrecognized arguments: {' '.join(text for text in rest if text not in settings) or rest[0]}")
+        if rest:
+            arguments.overrides = [*arguments.overrides, *settings]
+        return arguments
+
     def error(self, message: str) -> NoReturn:
         if "unrecognized arguments: -" in message:
             message += "; settings are written key=value, without dashes"
@@ -27,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help() + (f"\n{self._details()}" if self._details else "")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     """The parser of `greats`; each command leaves its function in `run`."""
     parser = _Parser(prog="greats", description="Fine-tune language models on the examples that help a target task.")
     parser.add_argument("--version", action="version", version=f"greats {__version__}")
@@ -37,10 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         "train", help="train a model as a configuration file says", details=_configuration_keys,
         description="Train as CONFIG says with KEY=VALUE laid over it: greats train configs/x.yaml lora.rank=16 seed=1",
     )  # fmt: skip
-    train.add_argument("config", metavar="CONFIG", help="a YAML file; paths in it start at the current directory")
-    train.add_argument(
-        "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="a dotted key and its new value; later wins"
-    )
+    _add_config(train)
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", help="measure a finished run's model on its task again")
@@ -70,7 +78,31 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     export.add_argument("to", metavar="TO", help="a folder to create (adapter, merged) or a .jsonl file (chosen)")
     export.set_defaults(run=_export)
+
+    analyze = commands.add_parser("analyze", help="tell whether selection can work for a model, data and learning rate")
+    analyses = analyze.add_subparsers(title="analyses", required=True, metavar="ANALYSIS", parser_class=_Parser)
+    taylor = analyses.add_parser(
+        "taylor", help="compare predicted with actual changes of the validation loss",
+        description="Step along random subsets of a few batches and compare the change of the validation loss with "
+        "what scores predict: greats analyze taylor configs/x.yaml optimizer.learning_rate=1e-3 --after 20",
+    )  # fmt: skip
+    _add_config(taylor)
+    taylor.add_argument("--subsets", type=_count, default=200, help="subsets in all (default 200)")
+    taylor.add_argument("--batches", type=_count, default=4, help="batches they come from (default 4)")
+    taylor.add_argument("--after", type=_count_or_none, default=20, help="updates to train for first (default 20)")
+    taylor.add_argument("--learning-rate", type=_rate, help="rate of the steps (default: the configuration's peak)")
+    taylor.add_argument(
+        "--output", metavar="FOLDER", help="folder to create (default: the run folder's name + -taylor)"
+    )
+    taylor.set_defaults(run=_taylor)
     return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file; paths in it start at the current directory")
+    parser.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="a dotted key and its new value; later wins"
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +114,24 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return int(text)
+
+
+def _count_or_none(text: str) -> int:
+    """A whole number, 0 included."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number, 0 or more")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    """A positive number."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return rate
 
 
 # The commands import jax and transformers: only once one of them has been chosen.
@@ -107,6 +157,12 @@ def _export(arguments: argparse.Namespace) -> int:
     from greats_jax.cli.export import export
 
     return export(arguments.folder, arguments.what, arguments.to)
+
+
+def _taylor(arguments: argparse.Namespace) -> int:
+    from greats_jax.cli.analyze import taylor
+
+    return taylor(arguments)
 
 
 def _configuration_keys() -> str:

@@ -1,0 +1,73 @@
+"""`greats analyze`."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from greats_jax.analysis.taylor_plot import plot_taylor
+from greats_jax.analysis.taylor_report import advice, fits, tables, write_report
+from greats_jax.analysis.taylor_run import TaylorPlan, run_taylor
+from greats_jax.cli.tables import aligned
+from greats_jax.errors import RunError
+from greats_jax.training.config import resolve
+from greats_jax.training.config_loading import load_config
+
+
+def taylor(arguments: argparse.Namespace) -> int:
+    """Compare predicted with actual changes of the validation loss, and say what that means for selection."""
+    config = resolve(load_config(arguments.config, arguments.overrides))
+    plan = TaylorPlan(arguments.subsets, arguments.batches, arguments.after, arguments.learning_rate)
+    folder = Path(arguments.output or f"{config.output}-taylor")
+    made = not folder.exists()
+    _claim(folder)
+    try:
+        with tqdm(total=0, file=sys.stderr, unit="subset", disable=None, leave=False) as bar:
+            result = run_taylor(config, plan, _notice(bar), _progress(bar))
+        found = fits(result.outcomes)
+        paths = write_report(result, found, folder)
+        try:
+            paths += plot_taylor(result, found, folder)
+        except RunError as missing:
+            print(missing, file=sys.stderr)
+    finally:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+    for table in tables(result, found):
+        print(aligned(table, left=2))
+        print()
+    print(advice(result, found))
+    print()
+    for path in paths:
+        print(path)
+    return 0
+
+
+def _notice(bar: tqdm) -> Callable[[str], None]:
+    return lambda text: bar.write(text, file=sys.stderr)
+
+
+def _progress(bar: tqdm) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        if bar.total != total:
+            bar.reset(total)
+        bar.update(done - bar.n)
+
+    return show
+
+
+def _claim(folder: Path) -> None:
+    """Create the folder now, so that minutes of work are not lost for want of a place."""
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise RunError(f"{folder}: this folder is not empty; name another with --output, nothing is written over")
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be written to ({error.strerror or error}); name another with --output"
+        ) from None

@@ -1,0 +1,79 @@
+"""`greats analyze` as a user meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from greats_jax.cli import main
+
+
+def fails(capsys, arguments: list[str], expected_code: int) -> str:
+    """The one line on standard error of a command that must fail."""
+    try:
+        code: object = main(arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+    captured = capsys.readouterr()
+    assert code == expected_code, captured.err
+    lines = [line for line in captured.err.strip().split("\n") if line.startswith("greats: ")]
+    assert len(lines) == 1, captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    return lines[0]
+
+
+def test_analyze_writes_numbers_and_pictures_and_gives_advice(capsys, config_file, tmp_path):
+    folder = tmp_path / "fidelity"
+    few = ["--subsets", "12", "--batches", "1", "--after", "1"]
+    # A setting may come after options.
+    assert main(["analyze", "taylor", str(config_file), *few, "--output", str(folder), "keep=2"]) == 0
+    captured = capsys.readouterr()
+    assert "At learning rate 0.01" in captured.out
+    assert "greats_first_order" in captured.out
+    assert "training for 1 update on all candidates\ncomparing 12 subsets of 2 from 1 batch of 6" in captured.err
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "taylor.json", "taylor.csv", "predictions-gradient-descent.png", "predictions-optimizer.png", "rates.png",
+    }  # fmt: skip
+    assert json.loads((folder / "taylor.json").read_text())["keep"] == 2
+    for name in names:
+        assert str(folder / name) in captured.out
+    assert "not empty" in fails(capsys, ["analyze", "taylor", str(config_file), "--output", str(folder)], 1)
+
+
+def test_analyze_names_its_folder_after_the_run(capsys, config_file):
+    line = fails(capsys, ["analyze", "taylor", str(config_file), "data.sources=gone.jsonl"], 1)
+    assert "gone.jsonl" in line
+    assert not Path(f"{config_file.parent}/run-taylor").exists()  # nothing is left of a command that failed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["analyze"], "ANALYSIS"),
+        (["analyze", "tailor"], "tailor"),
+        (["analyze", "taylor"], "CONFIG"),
+        (["analyze", "taylor", "nowhere.yaml"], "nowhere.yaml: there is no such configuration file"),
+        (["analyze", "taylor", "x.yaml", "--subsets", "0"], "0 is not a positive whole number"),
+        (["analyze", "taylor", "x.yaml", "--after", "-1"], "-1 is not a whole number"),
+        (["analyze", "taylor", "x.yaml", "--learning-rate", "0"], "0 is not a positive number"),
+        (["analyze", "taylor", "x.yaml", "--rate", "1"], "without dashes"),
+        (["analyze", "taylor", "x.yaml", "--after", "1", "more"], "unrecognized arguments: more"),
+    ],
+)
+def test_wrong_arguments(capsys, arguments, message):
+    assert message in fails(capsys, arguments, 2)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["keep=6"], "too few to compare"),
+        (["--after", "4"], "--after is 4, but the run has 3 updates"),
+        (["keep=7"], "keep is 7"),
+    ],
+)
+def test_what_leaves_nothing_to_compare(capsys, config_file, extra, message):
+    assert message in fails(capsys, ["analyze", "taylor", str(config_file), *extra], 2)
+    assert not (config_file.parent / "run-taylor").exists()
