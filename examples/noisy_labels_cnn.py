@@ -17,6 +17,7 @@ from greats_jax.training import TrainState, make_selective_step
 SIDE, CLASSES = 12, 4
 POOL, VALIDATION, TEST, NOISE = 2048, 32, 1024, 0.2
 BATCH, KEEP, STEPS, RATE = 64, 8, 150, 3e-3
+RULES = ("greats", "random_k", "max_loss")
 
 
 def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +79,7 @@ def main() -> dict[str, dict[str, float]]:
     print(f"Half of the labels are wrong. Each of {STEPS} updates learns from {KEEP} of {BATCH} images.")
     print(f"{'rule':10}{'kept with a right label':>25}{'test accuracy':>15}")
     results = {}
-    for rule in ("greats", "random_k", "max_loss"):
+    for rule in RULES:
         results[rule] = train(rule)
         print(f"{rule:10}{results[rule]['clean share']:25.0%}{results[rule]['test accuracy']:15.0%}", flush=True)
     return results

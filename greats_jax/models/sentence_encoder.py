@@ -153,7 +153,9 @@ class SentenceEncoder:
         rows = np.empty((len(texts), self.config.width), np.float32)
         if not len(texts):
             return rows
-        ids = self._tokenizer(list(texts), truncation=True, max_length=self.config.max_tokens)["input_ids"]
+        # Half of a surrogate pair, as JSON can hold it, is no text to the tokenizer.
+        texts = [text.encode("utf-8", "replace").decode() for text in texts]
+        ids = self._tokenizer(texts, truncation=True, max_length=self.config.max_tokens)["input_ids"]
         order = np.argsort([-len(row) for row in ids], kind="stable")  # the longest first: memory runs out at once
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]

@@ -7,12 +7,12 @@ def example(load_example):
     return load_example("noisy_labels_cnn")
 
 
-def test_gradients_find_the_right_labels_and_losses_the_wrong_ones(example, monkeypatch, capsys):
+def test_gradients_find_the_right_labels(example, monkeypatch, capsys):
     monkeypatch.setattr(example, "STEPS", 100)
+    monkeypatch.setattr(example, "RULES", ("greats", "random_k"))  # each rule costs seconds of compilation
     found = example.main()
     assert found["greats"]["clean share"] > 0.65
     assert 0.43 < found["random_k"]["clean share"] < 0.57  # four standard errors
-    assert found["max_loss"]["clean share"] < 0.45
     assert found["greats"]["test accuracy"] > found["random_k"]["test accuracy"] + 0.1
     assert f"greats    {found['greats']['clean share']:25.0%}" in capsys.readouterr().out
 

@@ -164,6 +164,11 @@ def test_padding_and_length_saved_with_a_tokenizer_are_ignored(plain, tmp_path):
     )
 
 
+def test_a_text_that_is_no_valid_unicode_is_embedded_as_far_as_it_goes(plain):
+    broken, mended = load_sentence_encoder(plain).encode(["cat \ud83d sat", "cat ? sat"])
+    np.testing.assert_allclose(broken, mended, atol=1e-6)
+
+
 def test_no_texts_give_no_rows(plain):
     assert load_sentence_encoder(plain).encode([]).shape == (0, 12)
 
