@@ -6,7 +6,7 @@ Useful on its own: bring your own signals, model and training loop.
 from greats_jax.selection import rules as _rules  # noqa: F401 - registers the rules
 from greats_jax.selection.expressions import get
 from greats_jax.selection.picking import draw, greedy, greedy_within, standardised, top_k
-from greats_jax.selection.registry import names, register, wrapper, wrappers
+from greats_jax.selection.registry import names, register, wrapper, wrapper_names
 from greats_jax.selection.rule import Rule, composed
 from greats_jax.selection.signals import Selection, Signals, candidate_count, eligible, present
 from greats_jax.selection.wrappers import above, diverse, normalised, quota, sampled, soft
@@ -34,5 +34,5 @@ __all__ = [
     "standardised",
     "top_k",
     "wrapper",
-    "wrappers",
+    "wrapper_names",
 ]

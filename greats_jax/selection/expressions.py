@@ -6,8 +6,10 @@ import ast
 from typing import Any
 
 from greats_jax.errors import ArgumentError
-from greats_jax.selection.registry import named_rule, wrapped, wrappers
+from greats_jax.selection.registry import named_rule, wrapped
 from greats_jax.selection.rule import Rule
+
+_LARGEST = 1e30  # a factor beyond would leave float32
 
 
 def get(name: str, **settings: Any) -> Rule:
@@ -23,17 +25,21 @@ def get(name: str, **settings: Any) -> Rule:
     Raises:
         ArgumentError: an unknown name or setting, or text that is no such expression; nothing in it is executed.
     """
-    if name.isidentifier():
-        return named_rule(name, settings)
+    if name.strip().isidentifier():
+        return named_rule(name.strip(), settings)
     if settings:
         raise ArgumentError(f"settings of {name!r} are written inside it, as in opus(temperature=0.5)")
     try:
-        tree = ast.parse(name, mode="eval").body
+        # In parentheses, as a configuration may break a long line.
+        found = _read(ast.parse(f"({name})", mode="eval").body, name)
+    except ArgumentError:
+        raise
+    except (RecursionError, MemoryError):
+        raise ArgumentError(f"a selection rule of {len(name)} characters is too long: {name[:60]!r}...") from None
     except (SyntaxError, ValueError):
         raise ArgumentError(
             f"{name!r} is no selection rule: give a name such as greats, or a sum such as 0.5*greats + 0.5*max_loss"
         ) from None
-    found = _read(tree, name)
     if not isinstance(found, Rule):
         raise ArgumentError(f"{name!r} is a number, not a selection rule")
     return found
@@ -41,7 +47,7 @@ def get(name: str, **settings: Any) -> Rule:
 
 def _read(node: ast.expr, text: str) -> Rule | float:
     match node:
-        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool) and number < _LARGEST:
             return float(number)
         case ast.Name(id=name):
             return named_rule(name, {})
@@ -50,8 +56,6 @@ def _read(node: ast.expr, text: str) -> Rule | float:
         case ast.BinOp(left=left, op=op, right=right):
             return _operate(_read(left, text), op, _read(right, text), node, text)
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
-            if name in wrappers():
-                raise ArgumentError(f"{name} goes around a rule, as in {name}(greats)")
             return named_rule(name, _settings(keywords, text))
         case ast.Call(func=ast.Name(id=name), args=[inner], keywords=keywords):
             rule = _read(inner, text)
@@ -80,9 +84,11 @@ def _settings(keywords: list[ast.keyword], text: str) -> dict[str, Any]:
     for keyword in keywords:
         try:
             value = ast.literal_eval(keyword.value)
-        except ValueError:
+        except (ValueError, TypeError):
             value = None
         if keyword.arg is None or value is None:
             raise ArgumentError(f"cannot read the setting {ast.unparse(keyword)!r} in the selection rule {text!r}")
+        if keyword.arg in settings:
+            raise ArgumentError(f"the setting {keyword.arg!r} is given twice in the selection rule {text!r}")
         settings[keyword.arg] = tuple(value) if isinstance(value, list) else value
     return settings

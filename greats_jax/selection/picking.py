@@ -76,6 +76,8 @@ def greedy_within(
             current = jnp.where(left & found, current - overlap[best], current)
         return (left.at[best].set(False), current, taken + (found & (groups == groups[best]))), (best, found)
 
+    # The body of the scan looks rows up by traced numbers, which NumPy arrays from outside of jit do not understand.
+    scores, overlap, groups, allowed = jax.tree.map(jnp.asarray, (scores, overlap, groups, allowed))
     start = (allowed, scores, jnp.zeros(scores.shape, jnp.int32))
     _, (order, found) = lax.scan(pick, start, length=k)
     return _filled(order, found, scores)._replace(overlap=overlap)
@@ -102,13 +104,16 @@ def standardised(values: Array, allowed: Array) -> tuple[Array, Array]:
     Values that do not differ come out as 0, with deviation 1.
     """
     count = jnp.maximum(allowed.sum(), 1)
-    mean = jnp.where(allowed, values, 0.0).sum() / count
-    centred = jnp.where(allowed, values - mean, 0.0)
-    # The largest deviation is divided out first: squares of gradients' inner products may be too small for float32.
-    largest = jnp.abs(centred).max()
-    safe = jnp.where(largest > 0, largest, 1.0)
-    deviation = jnp.where(largest > 0, safe * jnp.sqrt(((centred / safe) ** 2).sum() / count), 1.0)
-    return jnp.where(allowed, centred / deviation, values), deviation
+    lowest = jnp.where(allowed, values, jnp.inf).min()
+    spread = jnp.where(allowed, values, -jnp.inf).max() - lowest
+    differ = allowed.any() & (spread > 0)
+    # From the lowest, in units of the spread: equal values differ by exactly 0 (a mean is rounded), and the squares of
+    # gradients' inner products, too small for float32 as they are, become numbers around 1.
+    safe = jnp.where(differ, spread, 1.0)
+    shares = jnp.where(allowed & differ, (values - lowest) / safe, 0.0)
+    centred = jnp.where(allowed, shares - shares.sum() / count, 0.0)
+    within = jnp.where(differ, jnp.sqrt((centred**2).sum() / count), 1.0)
+    return jnp.where(allowed, centred / within, values), safe * within
 
 
 def _filled(order: Array, found: Array, scores: Array) -> Selection:

@@ -90,6 +90,8 @@ def named_rule(name: str, settings: dict[str, Any]) -> Rule:
         ArgumentError: no such rule or setting; the message names the nearest.
     """
     found = _RULES.get(name)
+    if found is None and name in _WRAPPERS:
+        raise ArgumentError(f"{name} goes around a rule, as in {name}(greats)")
     if found is None:
         raise ArgumentError(f"unknown selection rule {name!r}: {_nearest(name, names())}the rules are {_list(names())}")
     return found.rule(settings)
@@ -115,14 +117,15 @@ def names() -> tuple[str, ...]:
     return tuple(_RULES)
 
 
-def wrappers() -> tuple[str, ...]:
+def wrapper_names() -> tuple[str, ...]:
     """Names of what can be put around a rule in an expression."""
     return tuple(_WRAPPERS)
 
 
-def _settings_of(function: Callable[..., Any], given: Iterable[str]) -> tuple[str, ...]:
+def _settings_of(function: Callable[..., Any], given: Iterable[str]) -> dict[str, Any]:
+    """Defaults of the settings."""
     parameters = inspect.signature(function).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given)
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
 
 
 def _bind(function: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
@@ -131,13 +134,22 @@ def _bind(function: Callable[..., Any], settings: dict[str, Any]) -> Callable[..
     return functools.partial(function, **taken) if taken else function
 
 
-def _check_settings(name: str, known: tuple[str, ...], settings: dict[str, Any]) -> None:
-    for setting in settings:
+def _check_settings(name: str, known: dict[str, Any], settings: dict[str, Any]) -> None:
+    for setting, value in settings.items():
         if setting not in known:
             raise ArgumentError(
                 f"{name} has no setting {setting!r}: {_nearest(setting, known)}"
                 f"it has {_list(known) if known else 'none'}"
             )
+        default = known[setting]
+        if not isinstance(default, (int, float)) or isinstance(default, bool):
+            continue
+        whole = isinstance(default, int)
+        # What has no plain number (an array, perhaps traced) is left to the rule.
+        if isinstance(value, (bool, str, bytes, complex, tuple, list, dict, set, type(None))) or (
+            whole and isinstance(value, float) and not value.is_integer()
+        ):
+            raise ArgumentError(f"{name}({setting}={value!r}): it must be a {'whole ' if whole else ''}number")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

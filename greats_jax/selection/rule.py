@@ -31,8 +31,8 @@ class Rule:
         select: `select(signals, k, *, learning_rate, key) -> Selection`, or a pytree of selections, one per parameter.
         init: memory before the first step, for a rule that keeps some.
         remember: `remember(signals, selection) -> memory` after the final choice, for a rule whose memory depends on
-            what was chosen in the end, also when it is only one part of a sum. A rule may return `Selection.memory`
-            itself instead.
+            what was chosen in the end, also when it is only one part of a sum; `selection.memory` is then what `select`
+            returned there. A rule may return `Selection.memory` itself instead.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Rule:
         """The rule with its scores and overlaps multiplied."""
         if not isinstance(factor, (int, float)):
             return NotImplemented
-        return composed(f"{factor:g}*{_enclosed(self.name)}", [self], _weighted([factor]))
+        return composed(f"{written(factor)}*{_enclosed(self.name)}", [self], _weighted([factor]))
 
     __mul__ = __rmul__
 
@@ -102,17 +102,21 @@ def composed(name: str, parts: Sequence[Rule], choose: Choose, needs: Collection
                     f"the rule {part.name!r} gives no score per candidate, so it cannot be part of {name!r}"
                 )
         chosen = choose(signals, found, k, key)
-        after = tuple(
-            selection.memory if part.remember is None else part.remember(some, chosen)
-            for part, some, selection in zip(parts, own, found, strict=True)
-        )
-        return chosen._replace(memory=after if remembers else None)
+        return chosen._replace(memory=tuple(selection.memory for selection in found) if remembers else None)
+
+    def remember(signals: Signals, selection: Selection) -> tuple[Any, ...]:
+        # Called once, by the outermost rule: only that one knows the final choice.
+        return tuple(
+            after if part.remember is None
+            else part.remember(signals._replace(memory=before), selection._replace(memory=after))
+            for part, before, after in zip(parts, signals.memory, selection.memory, strict=True)
+        )  # fmt: skip
 
     def init() -> tuple[Any, ...]:
         return tuple(None if part.init is None else part.init() for part in parts)
 
     union = frozenset(needs).union(*(part.needs for part in parts))
-    return Rule(name, union, select, init if remembers else None)
+    return Rule(name, union, select, init, remember) if remembers else Rule(name, union, select)
 
 
 def _weighted(factors: Sequence[float]) -> Choose:
@@ -135,5 +139,17 @@ def _scores(selection: Selection) -> Array:
     return selection.scores
 
 
+def written(number: float) -> str:
+    """The number as in an expression: short, but never another number."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
+
+
 def _enclosed(name: str) -> str:
-    return f"({name})" if any(sign in name for sign in "+- *") and not name.endswith(")") else name
+    """The name, in parentheses where it is more than a name and its settings."""
+    depth = 0
+    for sign in name:
+        depth += (sign == "(") - (sign == ")")
+        if depth == 0 and sign in "+-*":
+            return f"({name})"
+    return name

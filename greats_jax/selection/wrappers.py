@@ -1,4 +1,8 @@
-"""What can be put around a rule: each takes its scores and overlaps and chooses anew."""
+"""What can be put around a rule.
+
+`soft` and `above` change the rule's own picks. The others, like sums, choose anew from its scores and overlaps: a
+quota, weights or a draw inside them is lost, so those belong outside.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import jax.numpy as jnp
 from greats_jax.errors import ArgumentError
 from greats_jax.selection.picking import draw, greedy, greedy_within, standardised
 from greats_jax.selection.registry import wrapper
-from greats_jax.selection.rule import Choose, Rule, composed
+from greats_jax.selection.rule import Choose, Rule, composed, written
 from greats_jax.selection.signals import Selection, Signals, eligible, present
 
 Array = jax.Array
@@ -30,7 +34,7 @@ def _above_zero(name: str, setting: str, value: float) -> None:
 
 
 def _wrapped(name: str, rule: Rule, choose: Choose, needs: Sequence[str] = (), **settings: float) -> Rule:
-    inside = ", ".join([rule.name, *(f"{key}={value:g}" for key, value in settings.items())])
+    inside = ", ".join([rule.name, *(f"{key}={written(value)}" for key, value in settings.items())])
     return composed(f"{name}({inside})", [rule], choose, needs)
 
 
@@ -58,8 +62,8 @@ def soft(rule: Rule, *, temperature: float = 1.0) -> Rule:
     _above_zero("soft", "temperature", temperature)
 
     def choose(signals: Signals, found: Sequence[Selection], k: int, key: Array | None) -> Selection:
-        scores, overlap, allowed = _found(signals, found)
-        picks = greedy(scores, overlap, k, allowed)
+        scores, _, allowed = _found(signals, found)
+        picks = found[0]
         level = standardised(scores, allowed)[0][picks.indices] / temperature
         level = jnp.where(picks.weights > 0, level, -jnp.inf)
         return picks._replace(weights=jnp.where(picks.weights > 0, jax.nn.softmax(level), 0.0))
@@ -87,8 +91,9 @@ def above(rule: Rule, *, threshold: float = 0.0) -> Rule:
     """The rule's picks without those whose score is not above the threshold: at most k, and no update when none is."""
 
     def choose(signals: Signals, found: Sequence[Selection], k: int, key: Array | None) -> Selection:
-        scores, overlap, allowed = _found(signals, found)
-        return greedy(scores, overlap, k, allowed & (scores > threshold))
+        scores, picks = _found(signals, found)[0], found[0]
+        kept = (picks.weights > 0) & (scores[picks.indices] > threshold)
+        return picks._replace(indices=jnp.where(kept, picks.indices, 0), weights=jnp.where(kept, picks.weights, 0.0))
 
     return _wrapped("above", rule, choose, threshold=threshold)
 

@@ -53,5 +53,6 @@ def grad_norm(signals: Signals, k: int, *, learning_rate: Any = None, key: Array
 
     Cost: forward and backward of the candidates and one norm each. Source: baseline of GREATS.
     """
-    norms = jnp.sqrt(present(signals, "squared_norms"))
-    return top_k(norms, k, eligible(signals, norms))
+    squares = present(signals, "squared_norms")
+    norms = jnp.sqrt(jnp.maximum(squares, 0.0))  # rounding can leave a square of 0 below it
+    return top_k(norms, k, eligible(signals, squares))

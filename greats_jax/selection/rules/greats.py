@@ -67,6 +67,8 @@ def cosine(signals: Signals, k: int, *, learning_rate: Any = None, key: Array | 
     Cost: as first order and one norm each. Source: LESS (Xia et al. 2024), here in every step and without Adam's
     moments.
     """
-    alignment, norms = present(signals, "alignment"), jnp.sqrt(present(signals, "squared_norms"))
+    alignment, squares = present(signals, "alignment"), present(signals, "squared_norms")
+    norms = jnp.sqrt(jnp.maximum(squares, 0.0))  # rounding can leave a square of 0 below it
     scores = alignment / jnp.where(norms > 0, norms, 1.0)
-    return top_k(scores, k, eligible(signals, scores))
+    # A norm that is not finite leaves a finite score: look at the norm itself.
+    return top_k(scores, k, eligible(signals, scores) & jnp.isfinite(squares))

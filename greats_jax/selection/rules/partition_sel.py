@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from greats_jax.errors import ArgumentError
 from greats_jax.selection.registry import register
 from greats_jax.selection.signals import Selection, Signals, eligible, present
 
@@ -43,13 +44,17 @@ def partition_sel(
     if budgets is None:
         sources, room = jnp.zeros(target.shape, jnp.int32), jnp.full(target.shape, k)
     else:
-        sources = present(signals, "sources")
+        if not isinstance(budgets, (tuple, list)) or not all(isinstance(b, int) and b >= 0 for b in budgets):
+            raise ArgumentError(
+                f"partition_sel(budgets={budgets!r}): give one number of picks per source, as in (4, 2)"
+            )
+        sources = jnp.asarray(present(signals, "sources"))
         room = jnp.asarray((*budgets, 0))[jnp.clip(sources, 0, len(budgets))]
 
     def solve(order: Array, found: Array, weights: Array) -> Array:
         def coordinate(slot: Array, weights: Array) -> Array:
             i = order[slot % k]
-            gain = target[i] - gram[i] @ weights
+            gain = target[i] - jnp.dot(gram[i], weights, precision=lax.Precision.HIGHEST)
             better = jnp.maximum(weights[i] + gain / safe[i], 0.0)
             return weights.at[i].set(jnp.where(found[slot % k], better, weights[i]))
 
@@ -57,7 +62,7 @@ def partition_sel(
 
     def pick(slot: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         left, taken, order, found, weights = carry
-        gain = target - gram @ weights
+        gain = target - jnp.dot(gram, weights, precision=lax.Precision.HIGHEST)
         # Relative to the gradient's length, as in matching pursuit: what is left of the objective after adding i alone.
         value = jnp.where(left & (taken < room) & (gain > 0), gain / jnp.sqrt(safe), -jnp.inf)
         best = jnp.argmax(value)

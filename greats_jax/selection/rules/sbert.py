@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from greats_jax.selection.picking import top_k
 from greats_jax.selection.registry import register
@@ -22,7 +23,7 @@ def sbert(signals: Signals, k: int, *, learning_rate: Any = None, key: Array | N
     all-MiniLM-L6-v2. The model is not looked at, so what is chosen does not depend on what it has learnt.
     """
     ours, theirs = (_unit(present(signals, name)) for name in ("embeddings", "validation_embeddings"))
-    scores = ours @ theirs.mean(0)
+    scores = jnp.matmul(ours, theirs.mean(0), precision=lax.Precision.HIGHEST)
     return top_k(scores, k, eligible(signals, scores))
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from greats_jax.errors import ArgumentError
 from greats_jax.selection.picking import top_k
 from greats_jax.selection.registry import register
 from greats_jax.selection.signals import Selection, Signals, eligible, present
@@ -23,11 +25,14 @@ def _push(signals: Signals, selection: Selection) -> Queue:
     """The queue with the chosen rows in the place of the oldest."""
     queue = signals.memory
     chosen = selection.weights > 0
-    size = queue["rows"].shape[0]
-    place = (queue["pushed"] + jnp.cumsum(chosen) - 1) % size
+    size, count = queue["rows"].shape[0], chosen.sum(dtype=jnp.int32)
+    order = jnp.cumsum(chosen) - 1
+    place = (queue["pushed"] + order) % size
+    # Of more than fit, the last stay: two rows for one place would be written in no defined order.
+    stays = chosen & (order >= count - size)
     rows = present(signals, "logit_summaries")["projection"][selection.indices]
-    filled = queue["rows"].at[jnp.where(chosen, place, size)].set(rows, mode="drop")
-    return {"rows": filled, "pushed": queue["pushed"] + chosen.sum(dtype=jnp.int32)}
+    filled = jnp.asarray(queue["rows"]).at[jnp.where(stays, place, size)].set(rows, mode="drop")
+    return {"rows": filled, "pushed": queue["pushed"] + count}
 
 
 @register("uds", needs={"losses", "logit_summaries", "memory"}, init=_empty, remember=_push)
@@ -46,11 +51,14 @@ def uds(
     Cost: a forward pass of the candidates, `2 t^2 V` FLOPs each for the nuclear norm, `n size width` for distances.
     Source: UDS (arXiv 2510.16882).
     """
-    del size, width  # of the memory
+    if min(size, width) < 1:
+        raise ArgumentError(f"uds(size={size}, width={width}): the memory needs at least one row and one column")
     summaries = present(signals, "logit_summaries")
     rows, queue = summaries["projection"], present(signals, "memory")
     full = jnp.arange(queue["rows"].shape[0]) < queue["pushed"]
-    squares = (rows**2).sum(1)[:, None] + (queue["rows"] ** 2).sum(1) - 2 * rows @ queue["rows"].T
+    squares = (rows**2).sum(1)[:, None] + (queue["rows"] ** 2).sum(1)
+    # A difference of close numbers: the products must not be rounded to fewer digits, as accelerators do by default.
+    squares -= 2 * jnp.matmul(rows, queue["rows"].T, precision=lax.Precision.HIGHEST)
     distances = jnp.where(full, jnp.sqrt(jnp.maximum(squares, 0.0)), 0.0).sum(1) / jnp.maximum(full.sum(), 1)
     scores = summaries["nuclear"] + alpha * distances
     return top_k(scores, k, eligible(signals, scores))
