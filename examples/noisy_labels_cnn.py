@@ -16,8 +16,8 @@ from greats_jax.training import TrainState, make_selective_step
 
 SIDE, CLASSES = 12, 4
 POOL, VALIDATION, TEST, NOISE = 2048, 32, 1024, 0.2
-BATCH, KEEP, STEPS, RATE = 64, 8, 150, 3e-3
-RULES = ("greats", "random_k", "max_loss")
+BATCH, KEEP, STEPS, RATE = 64, 8, 300, 3e-3
+RULES = ("greats", "random_k", "max_loss", "target_only")  # the last learns from the validation images alone
 
 
 def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +48,7 @@ class CNN(nnx.Module):
 
 
 def train(rule: str, seed: int = 0) -> dict[str, float]:
-    """Trains with a rule; returns the share of kept images whose label is right, and the accuracy on clean images."""
+    """Trains with a rule; returns the share of learned images whose label is right, and the accuracy on new ones."""
     rng = np.random.default_rng(seed)
     images, true = draw(rng, POOL)
     wrong = rng.permutation(POOL) < POOL // 2
@@ -65,23 +65,23 @@ def train(rule: str, seed: int = 0) -> dict[str, float]:
     optimizer = optax.adam(RATE)
     state = TrainState.create(params, optimizer, seed)
     step = make_selective_step(loss_fn, optimizer, rule, KEEP, learning_rate=RATE)
-    right = 0
+    right = []
     for _ in range(STEPS):
         rows = rng.choice(POOL, BATCH, replace=False)
         state, metrics = step(state, {}, (images[rows], labels[rows]), validation)
-        right += np.sum(~wrong[rows][metrics.selected])
+        right.append(1.0 if rule == "target_only" else np.mean(~wrong[rows][metrics.selected]))
     predicted = jnp.argmax(nnx.merge(graphdef, state.params)(jnp.asarray(test_images)), -1)
-    return {"clean share": float(right / (STEPS * KEEP)), "test accuracy": float(np.mean(predicted == test_labels))}
+    return {"clean share": float(np.mean(right)), "test accuracy": float(np.mean(predicted == test_labels))}
 
 
 def main() -> dict[str, dict[str, float]]:
-    """Compares a rule that looks at gradients with chance and with the largest loss, which falls for wrong labels."""
+    """Compares a rule that looks at gradients with chance, with the largest loss, and with no pool at all."""
     print(f"Half of the labels are wrong. Each of {STEPS} updates learns from {KEEP} of {BATCH} images.")
-    print(f"{'rule':10}{'kept with a right label':>25}{'test accuracy':>15}")
+    print(f"{'rule':12}{'learned with right label':>25}{'test accuracy':>15}")
     results = {}
     for rule in RULES:
         results[rule] = train(rule)
-        print(f"{rule:10}{results[rule]['clean share']:25.0%}{results[rule]['test accuracy']:15.0%}", flush=True)
+        print(f"{rule:12}{results[rule]['clean share']:25.0%}{results[rule]['test accuracy']:15.0%}", flush=True)
     return results
 
 

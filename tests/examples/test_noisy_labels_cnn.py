@@ -14,7 +14,7 @@ def test_gradients_find_the_right_labels(example, monkeypatch, capsys):
     assert found["greats"]["clean share"] > 0.65
     assert 0.43 < found["random_k"]["clean share"] < 0.57  # four standard errors
     assert found["greats"]["test accuracy"] > found["random_k"]["test accuracy"] + 0.1
-    assert f"greats    {found['greats']['clean share']:25.0%}" in capsys.readouterr().out
+    assert f"greats      {found['greats']['clean share']:25.0%}" in capsys.readouterr().out
 
 
 def test_images_show_their_class(example):
