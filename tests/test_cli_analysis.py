@@ -1,8 +1,9 @@
-"""`greats analyze` as a user meets it."""
+"""`greats analyze` and `greats score` as a user meets them."""
 
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from greats_jax.cli import main
@@ -10,6 +11,7 @@ from greats_jax.cli import main
 
 def fails(capsys, arguments: list[str], expected_code: int) -> str:
     """The one line on standard error of a command that must fail."""
+    capsys.readouterr()
     try:
         code: object = main(arguments)
     except SystemExit as stopped:
@@ -30,7 +32,7 @@ def test_analyze_writes_numbers_and_pictures_and_gives_advice(capsys, config_fil
     assert main(["analyze", "taylor", str(config_file), *few, "--output", str(folder), "keep=2"]) == 0
     captured = capsys.readouterr()
     assert "At learning rate 0.01" in captured.out
-    assert "greats_first_order" in captured.out
+    assert "preconditioned" in captured.out
     assert "training for 1 update on all candidates\ncomparing 12 subsets of 2 from 1 batch of 6" in captured.err
     names = {path.name for path in folder.iterdir()}
     assert names == {
@@ -77,3 +79,46 @@ def test_wrong_arguments(capsys, arguments, message):
 def test_what_leaves_nothing_to_compare(capsys, config_file, extra, message):
     assert message in fails(capsys, ["analyze", "taylor", str(config_file), *extra], 2)
     assert not (config_file.parent / "run-taylor").exists()
+
+
+# greats score
+
+
+def test_score_writes_a_table_and_says_where(capsys, config_file, finished_run, tmp_path):
+    run, output = str(finished_run.result.folder), tmp_path / "run.parquet"
+    assert main(["score", run, "--method", "max_loss", "--output", str(output)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"69 examples scored by max_loss: {output}\n"
+    assert main(["score", run, "--method", "max_loss", "--output", str(output)]) == 0  # complete: nothing to do
+    other = ["score", run, "--method", "grad_norm", "--output", str(output)]
+    assert "other settings (method" in fails(capsys, other, 1)
+    again = tmp_path / "checkpoint.parquet"
+    command = ["score", str(config_file), "--checkpoint", run, "--output", str(again), "method=max_loss"]
+    assert main(command) == 0
+    assert pq.read_table(again).equals(pq.read_table(output))
+    base = tmp_path / "base.parquet"
+    assert main(["score", str(config_file), "--method", "max_loss", "--output", str(base)]) == 0
+    assert not pq.read_table(base)["score"].equals(pq.read_table(output)["score"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["score", "--output", "t.parquet"], 2, "|RUN"),
+        (["score", "CONFIG"], 2, "--output"),
+        (["score", "CONFIG", "--output", "t.csv"], 2, "ends in .parquet"),
+        (["score", "gone.yaml", "--output", "t.parquet"], 2, "gone.yaml: there is no such configuration file"),
+        (["score", "CONFIG", "--output", "t.parquet", "--batch", "0"], 2, "positive whole number"),
+        (["score", "CONFIG", "--output", "t.parquet", "--method", "graets"], 2, "greats"),
+        (["score", "CONFIG", "--output", "t.parquet", "--method", "sbert"], 2, "sbert needs embeddings"),
+        (["score", "CONFIG", "--output", "t.parquet", "--method", "random_k"], 1, "no score per candidate"),
+        (["score", "CONFIG", "--output", "t.parquet", "--checkpoint", "gone"], 1, "gone: there is no such folder"),
+        (["score", ".", "--output", "t.parquet"], 1, "there is no run here"),
+        (["score", ".", "--output", "t.parquet", "seed=1"], 2, "to change seed=1"),
+        (["score", ".", "--output", "t.parquet", "--checkpoint", "x"], 2, "leave --checkpoint away"),
+    ],
+)
+def test_score_explains_mistakes(capsys, config_file, tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, [a.replace("CONFIG", str(config_file)) for a in arguments], code)
+    assert not list(tmp_path.glob("t.parquet*"))

@@ -183,6 +183,7 @@ def run_taylor(
     longest = -(-max(len(example.input_ids) for example in data.validation) // 8) * 8
     outcomes: list[Outcome] = []
     left_out = done = 0
+    rows: list = []
     for number in range(batches):
         candidates = sampler(plan.after + number)
         rows = validation_rows(data.validation, config.validation.per_step, config.seed, plan.after + number)
@@ -211,8 +212,7 @@ def run_taylor(
         )
     dtype = jnp.dtype(config.model.compute_dtype or config.model.dtype)
     resolution = float(jnp.finfo(dtype).eps) * float(np.mean([outcome.before for outcome in outcomes]))
-    count = min(config.validation.per_step, len(data.validation))
-    return TaylorResult(tuple(outcomes), config, plan, rate, keep, count, left_out, resolution)
+    return TaylorResult(tuple(outcomes), config, plan, rate, keep, len(rows), left_out, resolution)
 
 
 def draw_subsets(usable: Sequence[int] | np.ndarray, keep: int, count: int, seed: Sequence[int]) -> list[tuple]:

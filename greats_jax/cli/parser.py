@@ -95,11 +95,30 @@ def build_parser() -> _Parser:
         "--output", metavar="FOLDER", help="folder to create (default: the run folder's name + -taylor)"
     )
     taylor.set_defaults(run=_taylor)
+
+    score = commands.add_parser(
+        "score", help="write the scores of a whole pool to a Parquet file",
+        description="Score every example of a pool by a rule, at the weights that CONFIG starts from or that RUN ended "
+        "with. Stopped and started again, it goes on where it was.",
+    )  # fmt: skip
+    score.add_argument("source", metavar="CONFIG|RUN", help="a YAML file, or the folder that greats train wrote")
+    _add_overrides(score)
+    score.add_argument("--method", metavar="RULE", help="a rule or a sum of rules (default: that of the configuration)")
+    score.add_argument("--output", metavar="FILE", required=True, help="the table to write, a name ending in .parquet")
+    score.add_argument(
+        "--checkpoint", metavar="FOLDER", help="weights to score at, with CONFIG: an adapter, a model or a run"
+    )
+    score.add_argument("--batch", type=_count, help="examples scored at once (default: that of the configuration)")
+    score.set_defaults(run=_score)
     return parser
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file; paths in it start at the current directory")
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="a dotted key and its new value; later wins"
     )
@@ -163,6 +182,12 @@ def _taylor(arguments: argparse.Namespace) -> int:
     from greats_jax.cli.analyze import taylor
 
     return taylor(arguments)
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from greats_jax.cli.score import score
+
+    return score(arguments)
 
 
 def _configuration_keys() -> str:
