@@ -1,12 +1,15 @@
 """`greats analyze` and `greats score` as a user meets them."""
 
+import io
 import json
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from greats_jax.cli import main
+from greats_jax.cli.progress import Progress
 
 
 def fails(capsys, arguments: list[str], expected_code: int) -> str:
@@ -122,3 +125,31 @@ def test_score_explains_mistakes(capsys, config_file, tmp_path, monkeypatch, arg
     monkeypatch.chdir(tmp_path)
     assert message in fails(capsys, [a.replace("CONFIG", str(config_file)) for a in arguments], code)
     assert not list(tmp_path.glob("t.parquet*"))
+
+
+# Progress
+
+
+def test_progress_is_a_bar_in_a_terminal(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 0)))  # some report no height
+    with Progress("examples") as shown:
+        shown.say("before")
+        shown.count(10, 40)
+        shown.say("between")
+        shown.count(40, 40)
+    assert "before\n" in terminal.getvalue()
+    assert "between\n" in terminal.getvalue()
+    assert "40/40" in terminal.getvalue()
+
+
+def test_progress_is_a_few_lines_elsewhere(capsys):
+    with Progress("examples") as shown:
+        for done in range(1001):
+            shown.count(done, 1000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "0 of 1,000 examples"
+    assert lines[-1] == "1,000 of 1,000 examples"
+    assert len(lines) == 21

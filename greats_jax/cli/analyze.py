@@ -2,14 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
-
-from tqdm import tqdm
 
 from greats_jax.analysis.taylor_plot import plot_taylor
 from greats_jax.analysis.taylor_report import advice, fits, tables, write_report
 from greats_jax.analysis.taylor_run import TaylorPlan, run_taylor
+from greats_jax.cli.progress import Progress
 from greats_jax.cli.tables import aligned
 from greats_jax.errors import RunError
 from greats_jax.training.config import resolve
@@ -24,8 +22,8 @@ def taylor(arguments: argparse.Namespace) -> int:
     made = not folder.exists()
     _claim(folder)
     try:
-        with tqdm(total=0, file=sys.stderr, unit="subset", disable=None, leave=False) as bar:
-            result = run_taylor(config, plan, _notice(bar), _progress(bar))
+        with Progress("subsets") as shown:
+            result = run_taylor(config, plan, shown.say, shown.count)
         found = fits(result.outcomes)
         paths = write_report(result, found, folder)
         try:
@@ -43,19 +41,6 @@ def taylor(arguments: argparse.Namespace) -> int:
     for path in paths:
         print(path)
     return 0
-
-
-def _notice(bar: tqdm) -> Callable[[str], None]:
-    return lambda text: bar.write(text, file=sys.stderr)
-
-
-def _progress(bar: tqdm) -> Callable[[int, int], None]:
-    def show(done: int, total: int) -> None:
-        if bar.total != total:
-            bar.reset(total)
-        bar.update(done - bar.n)
-
-    return show
 
 
 def _claim(folder: Path) -> None:

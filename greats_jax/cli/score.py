@@ -1,12 +1,10 @@
 """`greats score`."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from greats_jax.analysis.score_run import ScoredModel, model_of_config, model_of_run, score_pool
+from greats_jax.cli.progress import Progress
 from greats_jax.errors import ConfigError
 from greats_jax.training.config import resolve
 from greats_jax.training.config_loading import load_config
@@ -21,21 +19,9 @@ def score(arguments: argparse.Namespace) -> int:
         )
     scored = _model(arguments)
     method = arguments.method or scored.config.method
-    with tqdm(total=0, file=sys.stderr, unit=" examples", disable=None, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            if bar.total != total:
-                # What an earlier call has done is not part of this one's pace.
-                bar.reset(total)
-                bar.initial = bar.n = done
-            bar.update(done - bar.n)
-            if bar.disable and done < total:
-                print(f"{done:,} of {total:,} examples", file=sys.stderr, flush=True)
-
-        count = score_pool(
-            scored, method, output, arguments.batch or scored.config.batch, lambda text: bar.write(text, sys.stderr),
-            progress,
-        )  # fmt: skip
+    with Progress("examples") as shown:
+        batch = arguments.batch or scored.config.batch
+        count = score_pool(scored, method, output, batch, shown.say, shown.count)
     print(f"{count:,} examples scored by {method}: {output}")
     return 0
 
