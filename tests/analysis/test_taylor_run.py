@@ -2,11 +2,12 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 from tiny import tiny_config
 
-from greats_jax.analysis import spearman
+from greats_jax.analysis import hessian_times, inner, spearman
 from greats_jax.analysis.taylor_run import (
     GRADIENT_DESCENT,
     OPTIMIZER,
@@ -16,8 +17,12 @@ from greats_jax.analysis.taylor_run import (
     draw_subsets,
     run_taylor,
 )
+from greats_jax.data import collate
 from greats_jax.errors import ConfigError
+from greats_jax.models import combine, load_tokenizer, partition
 from greats_jax.training.config_loading import load_config
+from greats_jax.training.losses import language_model_loss, language_rows
+from greats_jax.training.setup import load_data, load_initial
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +91,26 @@ def test_a_result_is_a_function_of_the_configuration(analysed, load):
     after = [outcome for step in PREDICTIONS for outcome in chosen(again, step, 1)]
     assert [o.members for o in before] == [o.members for o in after]
     assert [o.actual for o in before] == [o.actual for o in after]
+
+
+def test_the_hessian_of_a_decoder_is_a_difference_of_its_gradients(load):
+    config = load("lora=null")
+    data = load_data(config, load_tokenizer(config.model.source))
+    graphdef, params, frozen = partition(load_initial(config))
+    rows = language_rows(collate(data.validation, 32, data.pool.pad_id))
+    loss_fn = language_model_loss(graphdef, combine)
+
+    def loss(p):
+        return jax.vmap(loss_fn, in_axes=(None, None, 0))(p, frozen, rows).mean()
+
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    direction = treedef.unflatten([jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+    step = 1e-3
+    gradient = jax.jit(jax.grad(lambda r: loss(jax.tree.map(lambda p, d: p + r * d, params, direction))))
+    along = inner(direction, jax.jit(lambda: hessian_times(loss, params, direction))())
+    assert abs(float(along)) > 0.1
+    assert float(along) == pytest.approx(float(gradient(step) - gradient(-step)) / (2 * step), rel=0.02)
 
 
 @pytest.mark.parametrize(
