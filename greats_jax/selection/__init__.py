@@ -7,7 +7,7 @@ from greats_jax.selection import rules as _rules  # noqa: F401 - registers the r
 from greats_jax.selection.expressions import get
 from greats_jax.selection.picking import draw, greedy, greedy_within, standardised, top_k
 from greats_jax.selection.registry import names, register, wrapper, wrapper_names
-from greats_jax.selection.rule import Rule, composed
+from greats_jax.selection.rule import Rule, adjusted, composed
 from greats_jax.selection.signals import Selection, Signals, candidate_count, eligible, present
 from greats_jax.selection.wrappers import above, diverse, normalised, quota, sampled, soft
 
@@ -16,6 +16,7 @@ __all__ = [
     "Selection",
     "Signals",
     "above",
+    "adjusted",
     "candidate_count",
     "composed",
     "diverse",

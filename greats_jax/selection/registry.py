@@ -30,12 +30,13 @@ class _Entry:
     select: SelectFn
     init: Callable[..., Any] | None
     remember: Callable[..., Any] | None
+    by_scores: bool
 
     def rule(self, settings: dict[str, Any]) -> Rule:
         _check_settings(self.name, _settings_of(self.select, _GIVEN), settings)
         name = f"{self.name}({', '.join(f'{k}={v!r}' for k, v in settings.items())})" if settings else self.name
         init, remember = (None if f is None else _bind(f, settings) for f in (self.init, self.remember))
-        return Rule(name, self.needs, _bind(self.select, settings), init, remember)
+        return Rule(name, self.needs, _bind(self.select, settings), init, remember, self.by_scores)
 
 
 _RULES: dict[str, _Entry] = {}
@@ -47,6 +48,7 @@ def register(
     needs: Iterable[str],
     init: Callable[..., Any] | None = None,
     remember: Callable[..., Any] | None = None,
+    by_scores: bool = True,
 ) -> Callable[[SelectFn], Rule]:
     """Decorator that registers a rule `select(signals, k, *, learning_rate, key)`.
 
@@ -58,6 +60,7 @@ def register(
         needs: names of `Signals` fields.
         init: builds the rule's memory before the first step.
         remember: see `Rule`.
+        by_scores: False for a rule that draws, limits or weighs its picks, see `Rule`.
 
     Raises:
         ArgumentError: `needs` names something that is not a signal, or the name is no identifier.
@@ -71,7 +74,7 @@ def register(
         raise ArgumentError(f"a rule cannot be called {name!r}: use letters, digits and underscores, as in my_rule")
 
     def add(select: SelectFn) -> Rule:
-        _RULES[name] = _Entry(name, wanted, select, init, remember)
+        _RULES[name] = _Entry(name, wanted, select, init, remember, by_scores)
         return _RULES[name].rule({})
 
     return add

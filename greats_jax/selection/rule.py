@@ -33,6 +33,8 @@ class Rule:
         remember: `remember(signals, selection) -> memory` after the final choice, for a rule whose memory depends on
             what was chosen in the end, also when it is only one part of a sum; `selection.memory` is then what `select`
             returned there. A rule may return `Selection.memory` itself instead.
+        by_scores: whether the picks are the greedy ones by scores and overlap, all of one weight. False for a rule that
+            draws, limits or weighs its picks: in a sum that would be lost, so only what keeps them goes around it.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Rule:
     select: SelectFn
     init: Callable[[], Any] | None = None
     remember: Callable[[Signals, Selection], Any] | None = None
+    by_scores: bool = True
 
     def __call__(self, signals: Signals, k: int, *, learning_rate: Any = None, key: Array | None = None) -> Any:
         """Apply the rule to signals of n candidates."""
@@ -71,7 +74,9 @@ class Rule:
         return composed(f"-{_enclosed(self.name)}", [self], _weighted([-1.0]))
 
 
-def composed(name: str, parts: Sequence[Rule], choose: Choose, needs: Collection[str] = ()) -> Rule:
+def composed(
+    name: str, parts: Sequence[Rule], choose: Choose, needs: Collection[str] = (), by_scores: bool = True
+) -> Rule:
     """A rule made of others, whose picks are dropped and whose scores and overlaps are used.
 
     Args:
@@ -79,13 +84,38 @@ def composed(name: str, parts: Sequence[Rule], choose: Choose, needs: Collection
         parts: the rules it is made of.
         choose: `choose(signals, selections, k, key) -> Selection`, from what the parts found, which all have scores.
         needs: signals that the choice itself looks at.
+        by_scores: of the new rule, see `Rule`.
 
     Returns:
         The rule. Its memory is a tuple of those of its parts.
 
     Raises:
-        ArgumentError: when called, a part that has no scores (random_k) or chooses layer by layer.
+        ArgumentError: a part draws, limits or weighs its picks (opus, quota); when called, a part that has no scores
+            (random_k) or chooses layer by layer.
     """
+    if part := next((part for part in parts if not part.by_scores), None):
+        raise ArgumentError(
+            f"{name!r} would rank by the scores of {part.name!r} and lose how it draws, limits or weighs its picks: "
+            "only soft and above can go around it"
+        )
+    return _made_of(name, parts, choose, needs, by_scores)
+
+
+def adjusted(name: str, rule: Rule, adjust: Choose) -> Rule:
+    """A rule that keeps the picks of another and changes their weights, or leaves some out.
+
+    Args:
+        name: of the new rule.
+        rule: any rule with scores.
+        adjust: `adjust(signals, [selection], k, key) -> Selection`.
+
+    Raises:
+        ArgumentError: when called, a rule that has no scores or chooses layer by layer.
+    """
+    return _made_of(name, [rule], adjust, (), by_scores=False)
+
+
+def _made_of(name: str, parts: Sequence[Rule], choose: Choose, needs: Collection[str], by_scores: bool) -> Rule:
     remembers = any(part.init is not None for part in parts)
 
     def select(signals: Signals, k: int, *, learning_rate: Any, key: Array | None) -> Selection:
@@ -116,7 +146,8 @@ def composed(name: str, parts: Sequence[Rule], choose: Choose, needs: Collection
         return tuple(None if part.init is None else part.init() for part in parts)
 
     union = frozenset(needs).union(*(part.needs for part in parts))
-    return Rule(name, union, select, init, remember) if remembers else Rule(name, union, select)
+    own = (init, remember) if remembers else (None, None)
+    return Rule(name, union, select, *own, by_scores=by_scores)
 
 
 def _weighted(factors: Sequence[float]) -> Choose:

@@ -1,7 +1,8 @@
 """What can be put around a rule.
 
-`soft` and `above` change the rule's own picks. The others, like sums, choose anew from its scores and overlaps: a
-quota, weights or a draw inside them is lost, so those belong outside.
+`soft` and `above` change the rule's own picks. The others, like sums, choose anew from its scores and overlaps, and
+refuse a rule that draws, limits or weighs its picks (opus, partition_sel, sampled, quota, soft, above): that belongs
+outside of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from greats_jax.errors import ArgumentError
 from greats_jax.selection.picking import draw, greedy, greedy_within, standardised
 from greats_jax.selection.registry import wrapper
-from greats_jax.selection.rule import Choose, Rule, composed, written
+from greats_jax.selection.rule import Rule, adjusted, composed, written
 from greats_jax.selection.signals import Selection, Signals, eligible, present
 
 Array = jax.Array
@@ -33,9 +34,9 @@ def _above_zero(name: str, setting: str, value: float) -> None:
         raise ArgumentError(f"{name}({setting}={value:g}): it must be above 0")
 
 
-def _wrapped(name: str, rule: Rule, choose: Choose, needs: Sequence[str] = (), **settings: float) -> Rule:
+def _named(name: str, rule: Rule, **settings: float) -> str:
     inside = ", ".join([rule.name, *(f"{key}={written(value)}" for key, value in settings.items())])
-    return composed(f"{name}({inside})", [rule], choose, needs)
+    return f"{name}({inside})"
 
 
 @wrapper
@@ -50,7 +51,7 @@ def normalised(rule: Rule) -> Rule:
         scaled, deviation = standardised(scores, allowed)
         return greedy(scaled, None if overlap is None else overlap / deviation, k, allowed)
 
-    return _wrapped("normalised", rule, choose)
+    return composed(_named("normalised", rule), [rule], choose)
 
 
 @wrapper
@@ -68,7 +69,7 @@ def soft(rule: Rule, *, temperature: float = 1.0) -> Rule:
         level = jnp.where(picks.weights > 0, level, -jnp.inf)
         return picks._replace(weights=jnp.where(picks.weights > 0, jax.nn.softmax(level), 0.0))
 
-    return _wrapped("soft", rule, choose, temperature=temperature)
+    return adjusted(_named("soft", rule, temperature=temperature), rule, choose)
 
 
 @wrapper
@@ -83,7 +84,7 @@ def sampled(rule: Rule, *, temperature: float = 1.0) -> Rule:
         drawn = draw(standardised(scores, allowed)[0] / temperature, k, allowed, key)
         return drawn._replace(scores=scores)
 
-    return _wrapped("sampled", rule, choose, temperature=temperature)
+    return composed(_named("sampled", rule, temperature=temperature), [rule], choose, by_scores=False)
 
 
 @wrapper
@@ -95,7 +96,7 @@ def above(rule: Rule, *, threshold: float = 0.0) -> Rule:
         kept = (picks.weights > 0) & (scores[picks.indices] > threshold)
         return picks._replace(indices=jnp.where(kept, picks.indices, 0), weights=jnp.where(kept, picks.weights, 0.0))
 
-    return _wrapped("above", rule, choose, threshold=threshold)
+    return adjusted(_named("above", rule, threshold=threshold), rule, choose)
 
 
 @wrapper
@@ -115,7 +116,7 @@ def diverse(rule: Rule, *, strength: float = 1.0) -> Rule:
         penalty = strength * standardised(scores, allowed)[1] * cosines
         return greedy(scores, penalty if overlap is None else overlap + penalty, k, allowed)
 
-    return _wrapped("diverse", rule, choose, ["gram"], strength=strength)
+    return composed(_named("diverse", rule, strength=strength), [rule], choose, ["gram"])
 
 
 @wrapper
@@ -129,4 +130,4 @@ def quota(rule: Rule, *, share: float = 0.5) -> Rule:
         limit = math.ceil(round(share * k, 6))
         return greedy_within(scores, overlap, k, allowed, present(signals, "sources"), limit)
 
-    return _wrapped("quota", rule, choose, ["sources"], share=share)
+    return composed(_named("quota", rule, share=share), [rule], choose, ["sources"], by_scores=False)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from random_signals import INF, NAN, UDS, choose, picked, random_signals, with_one, with_some_invalid
+from random_signals import INF, KEY, NAN, UDS, choose, picked, random_signals, with_one, with_some_invalid
 from slow_rules import SlowQueue, allowed_in, slow_greedy, slow_scores
 
 from greats_jax.errors import ArgumentError
@@ -37,12 +37,12 @@ def test_rules_add_up_in_python_as_in_text():
 
 
 def test_a_sum_needs_what_its_parts_need():
-    needs = {name: get(name).needs for name in ("greats", "uds", "sbert", "max_loss", "opus")}
+    needs = {name: get(name).needs for name in ("greats", "uds", "sbert", "max_loss", "greats_adam")}
     assert get("0.5*greats + 0.5*uds").needs == needs["greats"] | needs["uds"]
     assert get("sbert - max_loss").needs == needs["sbert"] | needs["max_loss"]
     assert get("2*max_loss").needs == (-get("max_loss")).needs == needs["max_loss"]
-    wrapped = get("quota(diverse(max_loss) + soft(opus), share=0.5)").needs
-    assert wrapped == needs["max_loss"] | needs["opus"] | {"gram", "sources"}
+    wrapped = get("quota(diverse(max_loss) + normalised(greats_adam), share=0.5)").needs
+    assert wrapped == needs["max_loss"] | needs["greats_adam"] | {"gram", "sources"}
 
 
 def test_a_candidate_that_breaks_one_part_is_left_out_of_the_sum():
@@ -55,7 +55,7 @@ def test_a_candidate_that_breaks_one_part_is_left_out_of_the_sum():
 
 @pytest.mark.parametrize(
     "text",
-    [f"max_loss + {UDS}", f"max_loss + 0.5*{UDS}", f"0.5*(max_loss + normalised({UDS}))", f"soft({UDS}) + max_loss"],
+    [f"max_loss + {UDS}", f"max_loss + 0.5*{UDS}", f"0.5*(max_loss + normalised({UDS}))", f"diverse({UDS}) + max_loss"],
 )
 def test_memory_in_a_sum_is_of_the_final_choice(text):
     # A loss of 100 for candidate 6 decides; UDS alone would choose another.
@@ -112,6 +112,36 @@ def test_a_sum_without_memory_has_none():
 def test_a_rule_without_scores_cannot_be_added(name):
     with pytest.raises(ArgumentError, match=f"rule '{name}' gives no score per candidate"):
         choose(f"max_loss + {name}", random_signals(0), 3)
+
+
+CHOOSY = ["opus", "partition_sel", "soft(max_loss)", "sampled(max_loss)", "above(max_loss)", "quota(max_loss)"]
+
+
+@pytest.mark.parametrize("inner", CHOOSY)
+@pytest.mark.parametrize(
+    "around",
+    ["0.5*{}", "-{}", "{} + max_loss", "greats - {}", "normalised({})", "sampled({})", "diverse({})", "quota({})"],
+)
+def test_a_rule_whose_choice_is_more_than_its_scores_is_not_reduced_to_them(inner, around):
+    with pytest.raises(ArgumentError, match=r"lose how it draws, limits or weighs its picks: only soft and above"):
+        get(around.format(inner))
+
+
+@pytest.mark.parametrize("inner", CHOOSY)
+@pytest.mark.parametrize("around", ["soft({})", "above({}, threshold=-99)"])
+def test_what_keeps_the_picks_goes_around_any_rule_with_scores(inner, around):
+    signals = random_signals(3)
+    inside = jax.random.fold_in(KEY, 0)  # the key of the first part
+    assert picked(choose(around.format(inner), signals, 3)) == picked(choose(inner, signals, 3, key=inside))
+
+
+def test_a_rule_of_ones_own_says_that_scores_are_not_all():
+    @register("drawing_test_rule", needs={"losses"}, by_scores=False)
+    def drawing(signals, k, *, learning_rate, key) -> Selection:
+        return top_k(signals.losses, k, signals.valid)
+
+    with pytest.raises(ArgumentError, match="'drawing_test_rule'"):
+        get("drawing_test_rule + max_loss")
 
 
 def test_only_rules_and_numbers_combine():

@@ -35,7 +35,7 @@ def test_a_name_says_how_to_write_the_rule():
     signals = random_signals(2)
     for text in (
         "2*(0.5*max_loss + 0.25*sbert)",
-        "max_loss - (sbert + soft(rho_loss, temperature=0.3))",
+        "max_loss - (sbert + diverse(rho_loss, strength=0.3))",
         "-(max_loss - sbert)",
         "0.1234567891*max_loss + 1e-07*sbert",
         "quota(0.7*normalised(greats) + 0.3*max_loss, share=0.3333333333)",

@@ -14,7 +14,7 @@ from greats_jax.selection.signals import Selection, Signals, eligible, present
 Array = jax.Array
 
 
-@register("opus", needs={"losses", "preconditioned_alignment"})
+@register("opus", needs={"losses", "preconditioned_alignment"}, by_scores=False)
 def opus(
     signals: Signals, k: int, *, learning_rate: Any = None, key: Array | None = None, temperature: float = 0.9
 ) -> Selection:
