@@ -76,6 +76,23 @@ def test_pursuit_is_never_above_the_best_support_and_mostly_at_it():
     assert np.mean(np.array(ratios) > 1 - 1e-3) > 0.5
 
 
+@pytest.mark.parametrize(("n", "size"), [(24, 40), (24, 6)], ids=["independent", "many more than dimensions"])
+def test_with_room_for_all_nothing_is_left_to_gain(n, size):
+    """The conditions of Karush, Kuhn and Tucker, which only the best of all non-negative weights fulfil."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        grads = rng.normal(size=(n, size)) * 10.0 ** rng.uniform(-2, 2, (n, 1))
+        target = rng.normal(size=size)
+        signals = signals_of(alignment=(grads @ target).astype(np.float32), gram=(grads @ grads.T).astype(np.float32))
+        found = choose("partition_sel", signals, n)
+        weights = full_weights(found, n)
+        left = grads @ (target - grads.T @ weights) / np.linalg.norm(grads, axis=1)
+        scale = np.linalg.norm(target)
+        assert left.max() < 1e-4 * scale
+        assert np.abs(left[picked(found)]).max() < 1e-4 * scale
+        assert len(picked(found)) > 2
+
+
 def test_gradients_at_right_angles_are_weighed_by_what_each_explains():
     lengths = np.asarray([1.0, 2.0, 0.5, 4.0])
     signals = signals_of(alignment=np.asarray([1.0, 6.0, 2.0, -3.0]), gram=np.diag(lengths**2))
