@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
 from greats_jax.selection import names as method_names
+from greats_jax.selection import wrapper_names
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.config_values import field_types, list_item, section
 
@@ -42,7 +43,7 @@ def config_entries(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str 
             yield from config_entries(below, f"{key}.0.")
         else:
             if key == "method":
-                text += f" One of {', '.join(method_names())}."
+                text += f" Rules: {', '.join(method_names())}. Around a rule: {', '.join(wrapper_names())}."
             yield key, _notation(kind), _default(field), text
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 
 from greats_jax.models import combine, partition
-from greats_jax.training.evaluation import EvaluationSet, evaluate_task, row_losses
+from greats_jax.training.evaluation import evaluate_tasks, evaluation_sets, row_losses
 from greats_jax.training.losses import language_model_loss
 from greats_jax.training.result import RunResult
 from greats_jax.training.setup import load_data, load_trained
@@ -19,14 +19,9 @@ def evaluate(folder: str, n_test: int | None) -> int:
     model, tokenizer = load_trained(run)
     data = load_data(config, tokenizer)
     graphdef, params, frozen = partition(model)
-    pad_id = data.pool.pad_id
     print(f"{run.weights}: {len(data.validation)} validation and {len(data.test)} test examples", file=sys.stderr)
-    measured = evaluate_task(
-        EvaluationSet(data.validation, config.evaluate_batch, pad_id),
-        EvaluationSet(data.test, config.evaluate_batch, pad_id),
-        row_losses(language_model_loss(graphdef, combine)),
-        params,
-        frozen,
+    measured = evaluate_tasks(
+        evaluation_sets(data, config.evaluate_batch), row_losses(language_model_loss(graphdef, combine)), params, frozen
     )
     for split in ("validation", "test"):
         print(f"{split}_perplexity {measured[f'{split}_perplexity']:.4f}  {split}_loss {measured[f'{split}_loss']:.4f}")

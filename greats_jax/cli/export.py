@@ -5,6 +5,7 @@ from pathlib import Path
 
 from greats_jax.errors import RunError
 from greats_jax.training.chosen import chosen_records
+from greats_jax.training.config import TARGET_ONLY
 from greats_jax.training.jsonl import JsonLines
 from greats_jax.training.result import RunResult
 from greats_jax.training.setup import load_data, load_trained
@@ -46,6 +47,8 @@ def _export_merged(run: RunResult, target: Path) -> None:
 def _export_chosen(run: RunResult, target: Path) -> None:
     from greats_jax.models import load_tokenizer
 
+    if run.config.method == TARGET_ONLY:
+        raise RunError(f"{run.folder}: this run learned from the validation examples and chose none of the pool")
     records = chosen_records(run.selections, load_data(run.config, load_tokenizer(run.config.model.source)).pool)
     target.parent.mkdir(parents=True, exist_ok=True)
     lines = JsonLines(target)

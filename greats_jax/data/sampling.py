@@ -92,10 +92,10 @@ class CandidateSampler:
         self._epochs: dict[int, np.ndarray] = {}
         self.bucket_lengths = self._bucket_lengths(buckets, min_length)
 
-    def __call__(self, step: int) -> Candidates:
-        """The candidates of a step, padded to the smallest bucket that holds them."""
+    def __call__(self, step: int, at_least: int = 0) -> Candidates:
+        """The candidates of a step, padded to the smallest bucket that holds them and `at_least` tokens."""
         indices = self.indices(step)
-        longest = int(self._lengths[indices].max())
+        longest = max(int(self._lengths[indices].max()), at_least)
         length = next(edge for edge in self.bucket_lengths if edge >= longest)
         examples = [self.pool[index] for index in indices]
         batch = collate(examples, length, self.pool.pad_id)

@@ -30,6 +30,8 @@ def get(name: str, **settings: Any) -> Rule:
     if settings:
         raise ArgumentError(f"settings of {name!r} are written inside it, as in opus(temperature=0.5)")
     try:
+        if not name.strip():
+            raise ValueError
         # In parentheses, as a configuration may break a long line.
         found = _read(ast.parse(f"({name})", mode="eval").body, name)
     except ArgumentError:

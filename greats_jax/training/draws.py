@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from greats_jax.data import Example
+from greats_jax.data import CandidateSampler, Example
 
 _Item = TypeVar("_Item")
 
@@ -15,22 +15,56 @@ _VALIDATION = 0x76616C
 """Keeps the validation draw's random bits apart from those of every other use of the run's seed."""
 
 
-def validation_rows(examples: Sequence[Example], per_step: int, seed: int, step: int) -> list[Example]:
-    """The validation examples of a step: all of them when there are at most `per_step`, else a fresh random draw.
+def validation_indices(count: int, per_step: int | None, seed: int, step: int) -> np.ndarray:
+    """Which of `count` validation examples a step sees: all when there are at most `per_step`, else a fresh draw.
 
     Args:
-        examples: All validation examples of the task.
-        per_step: Most rows in a step.
+        count: Validation examples of the task.
+        per_step: Most rows in a step; None for no limit.
         seed: Seed of the run.
         step: Number of the batch, from 0.
 
     Returns:
-        Distinct examples; the same for the same seed and step.
+        Distinct indices, i64; the same for the same seed and step.
     """
-    if len(examples) <= per_step:
-        return list(examples)
-    drawn = np.random.default_rng((seed, _VALIDATION, step)).choice(len(examples), per_step, replace=False)
-    return [examples[index] for index in drawn]
+    if per_step is None or count <= per_step:
+        return np.arange(count)
+    return _draw(count, per_step, seed, step)
+
+
+def validation_rows(examples: Sequence[Example], per_step: int | None, seed: int, step: int) -> list[Example]:
+    """The validation examples of a step: those of `validation_indices`."""
+    return [examples[index] for index in validation_indices(len(examples), per_step, seed, step)]
+
+
+def recent_indices(sampler: CandidateSampler, per_step: int | None, window: int, seed: int, step: int) -> np.ndarray:
+    """A moving buffer in the place of a validation set: examples that were candidates a short while ago.
+
+    Nothing is stored: what the buffer holds follows from the draws of the steps before, so a resumed run sees the same.
+
+    Args:
+        sampler: Draws the candidates.
+        per_step: Most rows in a step; None for the whole buffer.
+        window: Length of the buffer, in batches.
+        seed: Seed of the run.
+        step: Number of the batch, from 0.
+
+    Returns:
+        Distinct indices into the pool, i64, none of them a candidate of this step. Where the steps before hold no
+        other example (at the start), random ones of the pool stand in.
+    """
+    now = sampler.indices(step)
+    before = [sampler.indices(number) for number in range(max(0, step - window), step)]
+    buffer = np.setdiff1d(np.concatenate(before), now) if before else np.empty(0, np.int64)
+    if not len(buffer):
+        buffer = np.setdiff1d(np.arange(len(sampler.pool)), now)
+    if per_step is None:
+        per_step = sampler.batch_size * window
+    return buffer if len(buffer) <= per_step else buffer[_draw(len(buffer), per_step, seed, step)]
+
+
+def _draw(count: int, size: int, seed: int, step: int) -> np.ndarray:
+    return np.random.default_rng((seed, _VALIDATION, step)).choice(count, size, replace=False)
 
 
 def prefetch(make: Callable[[int], _Item], count: int, ahead: int = 2) -> Generator[_Item, None, None]:

@@ -6,7 +6,7 @@ the mean over its examples. Padding rows and positions enter neither mean.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 
 from greats_jax.data import Example, LanguageBatch, bucket_lengths, collate
 from greats_jax.training.losses import language_rows, make_evaluator
+from greats_jax.training.setup import TaskData
 
 LossesOf = Callable[[Any, Any, LanguageBatch], jax.Array]
 """(params, frozen, batch) -> f32[b], the loss of every row; dispatched, not waited for."""
@@ -85,17 +86,46 @@ def perplexity(losses: np.ndarray, tokens: int) -> Perplexity:
     return Perplexity(loss, value, len(losses), tokens)
 
 
-def evaluate_task(
-    validation: EvaluationSet, test: EvaluationSet, losses_of: LossesOf, params: Any, frozen: Any
-) -> dict[str, float]:
-    """Both sets of a task as the scalars of an evaluation record, with the seconds it took."""
-    began = time.perf_counter()
-    on_validation = validation.measure(losses_of, params, frozen)
-    on_test = test.measure(losses_of, params, frozen)
+def evaluation_sets(data: TaskData, batch: int) -> dict[str, tuple[EvaluationSet, EvaluationSet]]:
+    """Validation and test set of each target task."""
     return {
-        "validation_loss": on_validation.loss,
-        "validation_perplexity": on_validation.perplexity,
-        "test_loss": on_test.loss,
-        "test_perplexity": on_test.perplexity,
-        "seconds": time.perf_counter() - began,
+        name: (
+            EvaluationSet(data.of_task(number)[0], batch, data.pool.pad_id),
+            EvaluationSet(data.of_task(number)[1], batch, data.pool.pad_id),
+        )
+        for number, name in enumerate(data.tasks)
     }
+
+
+def evaluate_tasks(
+    sets: Mapping[str, tuple[EvaluationSet, EvaluationSet]], losses_of: LossesOf, params: Any, frozen: Any
+) -> dict[str, float]:
+    """Both sets of the target tasks as the scalars of an evaluation record, with the seconds it took.
+
+    Args:
+        sets: Validation and test set of each task, by its name.
+        losses_of: As `row_losses` makes it.
+        params: Trainable parameters.
+        frozen: The rest.
+
+    Returns:
+        `validation_loss`, `validation_perplexity`, `test_loss` and `test_perplexity` over the examples of all tasks,
+        and `seconds`; for several tasks also each of these for each task, as `<task>/test_loss`.
+    """
+    began = time.perf_counter()
+    measured = {
+        name: dict(zip(("validation", "test"), (part.measure(losses_of, params, frozen) for part in pair), strict=True))
+        for name, pair in sets.items()
+    }
+    scalars: dict[str, float] = {}
+    for part in ("validation", "test"):
+        every = [task[part] for task in measured.values() if task[part].examples]
+        examples = sum(one.examples for one in every)
+        loss = sum(one.loss * one.examples for one in every) / examples if examples else math.nan
+        whole = every[0] if len(every) == 1 else perplexity(np.array([loss]) if examples else np.empty(0), 0)
+        scalars |= {f"{part}_loss": whole.loss, f"{part}_perplexity": whole.perplexity}
+    if len(sets) > 1:
+        for name, task in measured.items():
+            for part, one in task.items():
+                scalars |= {f"{name}/{part}_loss": one.loss, f"{name}/{part}_perplexity": one.perplexity}
+    return {**scalars, "seconds": time.perf_counter() - began}

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
+from greats_jax.training.logit_summaries import summarise
 from greats_jax.training.split_loss import SplitLoss
 
 Array = jax.Array
@@ -24,6 +26,7 @@ class LanguageExample(NamedTuple):
         label_mask: bool[t], True where a token is to be predicted from those before it.
         dropout_key: u32[2], key data of this row's dropout.
         deterministic: bool[], no dropout in this row.
+        extras: what rules need to know of the row beside its tokens, by name; the loss does not look at it.
     """
 
     input_ids: Array
@@ -31,6 +34,7 @@ class LanguageExample(NamedTuple):
     label_mask: Array
     dropout_key: Array
     deterministic: Array
+    extras: Any = ()
 
 
 class _Tokens(Protocol):
@@ -42,12 +46,13 @@ class _Tokens(Protocol):
     def label_mask(self) -> Any: ...
 
 
-def language_rows(batch: _Tokens, key: Array | None = None) -> LanguageExample:
+def language_rows(batch: _Tokens, key: Array | None = None, extras: Any = ()) -> LanguageExample:
     """Rows for the loss: with a key, one dropout key per row; without, rows that see no dropout.
 
     Args:
         batch: input_ids i32[b, t], attention_mask bool[b, t], label_mask bool[b, t].
         key: PRNG key of this step.
+        extras: of `LanguageExample`, with the rows on axis 0.
     """
     b = batch.input_ids.shape[0]
     keys = jax.random.key_data(jax.random.split(jax.random.key(0) if key is None else key, b))
@@ -57,6 +62,7 @@ def language_rows(batch: _Tokens, key: Array | None = None) -> LanguageExample:
         jnp.asarray(batch.label_mask, bool),
         keys,
         jnp.full((b,), key is None),
+        extras,
     )
 
 
@@ -73,17 +79,42 @@ def language_model_loss(
         combine: `models.combine`.
         dropout: whether the model draws dropout masks at all.
     """
+    logits_of = _logits(graphdef, combine, dropout)
 
     def loss_fn(params: PyTree, frozen: PyTree, example: LanguageExample) -> Array:
+        return masked_mean_nll(logits_of(params, frozen, example), example.input_ids, example.label_mask)
+
+    return loss_fn
+
+
+def summarised_language_model_loss(
+    graphdef: Any, combine: Callable[[Any, PyTree, PyTree], Any], dropout: bool = False
+) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """The loss of `language_model_loss`, with `logit_summaries.summarise` of the logits as its auxiliary output."""
+    logits_of = _logits(graphdef, combine, dropout)
+
+    def loss_fn(params: PyTree, frozen: PyTree, example: LanguageExample) -> tuple[Array, dict[str, Array]]:
+        logits = logits_of(params, frozen, example)
+        loss = masked_mean_nll(logits, example.input_ids, example.label_mask)
+        # The prediction of token t stands at position t - 1.
+        predicts = jnp.append(example.label_mask[1:], False)
+        return loss, summarise(lax.stop_gradient(logits), predicts)
+
+    return loss_fn
+
+
+def _logits(graphdef: Any, combine: Callable[[Any, PyTree, PyTree], Any], dropout: bool) -> Callable[..., Array]:
+    """`logits(params, frozen, example) -> f32[t, v]`."""
+
+    def logits(params: PyTree, frozen: PyTree, example: LanguageExample) -> Array:
         model = combine(graphdef, params, frozen)
         key = jax.random.wrap_key_data(example.dropout_key) if dropout else None
         deterministic = example.deterministic if dropout else None
-        logits = model(
+        return model(
             example.input_ids[None], example.attention_mask[None], dropout_key=key, deterministic=deterministic
         )[0]
-        return masked_mean_nll(logits, example.input_ids, example.label_mask)
 
-    return loss_fn
+    return logits
 
 
 def split_language_model_loss(

@@ -1,12 +1,14 @@
 """The optax optimizer and learning-rate schedule that a configuration describes."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
 from greats_jax.training.config import OptimizerConfig
+from greats_jax.training.preconditioning import precondition
 
 
 def warmup_steps(config: OptimizerConfig, steps: int) -> int:
@@ -35,23 +37,40 @@ def build_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup]) if warmup else fall
 
 
-def build_optimizer(config: OptimizerConfig, schedule: optax.Schedule, accumulate: int) -> optax.GradientTransformation:
-    """The update rule: clipping, then the rule with decoupled weight decay, once every `accumulate` calls.
+def build_rule(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The update rule: clipping, then the rule with decoupled weight decay.
 
     Args:
         config: The rule and its constants.
         schedule: Learning rate by optimizer update.
-        accumulate: Calls whose gradients are averaged into one update.
     """
-    rule = optax.chain(
+    return optax.chain(
         optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
         _direction(config),
         optax.add_decayed_weights(config.weight_decay, mask=decayed) if config.weight_decay else optax.identity(),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def build_optimizer(config: OptimizerConfig, schedule: optax.Schedule, accumulate: int) -> optax.GradientTransformation:
+    """`build_rule`, once every `accumulate` calls, whose gradients are averaged into one update."""
+    rule = build_rule(config, schedule)
     if accumulate == 1:
         return rule
     return optax.MultiSteps(rule, every_k_schedule=accumulate).gradient_transformation()
+
+
+def build_preconditioner(
+    config: OptimizerConfig, schedule: optax.Schedule, accumulate: int
+) -> Callable[[Any, Any, Any], Any]:
+    """`preconditioner(opt_state, params, direction)`: the response of the rule, also between accumulated updates."""
+    rule = build_rule(config, schedule)
+
+    def respond(opt_state: Any, params: Any, direction: Any) -> Any:
+        inner = opt_state if accumulate == 1 else opt_state.inner_opt_state
+        return precondition(rule, inner, params, direction)
+
+    return respond
 
 
 def decayed(params: Any) -> Any:

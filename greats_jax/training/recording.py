@@ -75,7 +75,7 @@ class Recorder:
             self._read.clear()
 
     def _selected(self, candidates: Candidates, metrics: StepMetrics) -> Selected:
-        taken = metrics.weights > 0  # a slot that nothing was left for has weight 0
+        chosen, weights = _choice(metrics)
         return Selected(
             step=self._updates + 1,
             micro_batch=len(self._read) - 1,
@@ -83,8 +83,8 @@ class Recorder:
             sources=tuple(self._sources[index] for index in candidates.sources),
             scores=_numbers(metrics.scores),
             losses=_numbers(metrics.candidate_losses),
-            chosen=tuple(candidates.ids[index] for index in metrics.selected[taken]),
-            weights=tuple(float(weight) for weight in metrics.weights[taken]),
+            chosen=tuple(candidates.ids[index] for index in chosen),
+            weights=tuple(float(weight) for weight in weights),
         )
 
     def _stepped(self) -> Stepped:
@@ -97,7 +97,7 @@ class Recorder:
             tokens += int(lengths.sum())
             examples += len(lengths)
             size += candidates.batch.attention_mask.size
-            self._trained_tokens += int(lengths[metrics.selected[metrics.weights > 0]].sum())
+            self._trained_tokens += int(lengths[_choice(metrics)[0]].sum())
         self._candidate_tokens += tokens
         every = [metrics for _, metrics, _ in self._read]
         # The batches of an update are of similar length: each counts the same.
@@ -123,6 +123,18 @@ class Recorder:
                 "compiled": math.isnan(selecting),
             },
         )
+
+
+def _choice(metrics: StepMetrics) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates that were learned from, in the order of picking, and their weights.
+
+    Of a rule that chooses for every parameter: all that any parameter learned from, with their shares of the update.
+    """
+    if isinstance(metrics.selected, np.ndarray):
+        taken = metrics.weights > 0  # a slot that nothing was left for has weight 0
+        return metrics.selected[taken], metrics.weights[taken]
+    chosen = np.flatnonzero(metrics.shares > 0)
+    return chosen, np.asarray(metrics.shares)[chosen]
 
 
 def _read(metrics: StepMetrics) -> StepMetrics:

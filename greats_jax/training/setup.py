@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data import Example, Pool, build_pool
-from greats_jax.errors import DataError
+from greats_jax.errors import DataError, TaskError
 from greats_jax.models import Decoder, add_lora, from_pretrained, load_adapter, load_tokenizer
 from greats_jax.tasks import load_task
 from greats_jax.training.config import ModelConfig, TrainConfig
@@ -18,25 +19,51 @@ class TaskData(NamedTuple):
     """The examples of a run.
 
     Attributes:
-        pool: What candidates are drawn from; none of the task's own examples is in it.
+        pool: What candidates are drawn from; none of the tasks' own examples is in it.
         validation: The examples selection serves.
         test: The examples that only measure.
+        tasks: Names of the target tasks; one, unless the run serves several.
+        validation_tasks: i32[m], which of `tasks` each validation example belongs to.
+        test_tasks: The same for test examples.
     """
 
     pool: Pool
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
+    tasks: tuple[str, ...]
+    validation_tasks: np.ndarray
+    test_tasks: np.ndarray
+
+    def of_task(self, number: int) -> tuple[list[Example], list[Example]]:
+        """Validation and test examples of one task."""
+        parts = (self.validation, self.validation_tasks), (self.test, self.test_tasks)
+        validation, test = ([e for e, task in zip(*part, strict=True) if task == number] for part in parts)
+        return validation, test
 
 
 def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TaskData:
-    """Read the pool and the target task.
+    """Read the pool and the target tasks.
 
     Raises:
         DataError: A source cannot be read or gives no example.
-        TaskError: The task's own data are missing or too few.
+        TaskError: A task's own data are missing or too few, or two tasks are the same.
     """
-    task = load_task(config.task, tokenizer, config.data, build_pool(config.data, tokenizer), config.seed)
-    return TaskData(task.pool, task.validation, task.test)
+    pool, loaded = build_pool(config.data, tokenizer), []
+    for task_config in (config.task, *config.more_tasks):
+        task = load_task(task_config, tokenizer, config.data, pool, config.seed)
+        pool = task.pool
+        loaded.append(task)
+    names = tuple(task.name for task in loaded)
+    if len(set(names)) < len(names):
+        raise TaskError(f"more_tasks: the tasks {', '.join(names)} are not all different; name each once")
+    return TaskData(
+        pool,
+        tuple(example for task in loaded for example in task.validation),
+        tuple(example for task in loaded for example in task.test),
+        names,
+        np.repeat(np.arange(len(loaded), dtype=np.int32), [len(task.validation) for task in loaded]),
+        np.repeat(np.arange(len(loaded), dtype=np.int32), [len(task.test) for task in loaded]),
+    )
 
 
 def load_base(config: ModelConfig) -> tuple[Decoder, PreTrainedTokenizerBase]:

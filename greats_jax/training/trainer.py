@@ -1,41 +1,25 @@
 """A whole run: load, evaluate, train with selection, evaluate, save."""
 
-import functools
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from greats_jax.data import Candidates, CandidateSampler, LanguageBatch, collate
+from greats_jax.data import CandidateSampler
 from greats_jax.errors import ConfigError, RunError
-from greats_jax.models import (
-    DecoderConfig,
-    combine,
-    cut_layers,
-    load_tokenizer,
-    partition,
-    save_adapter,
-    save_pretrained,
-)
-from greats_jax.selection import get
-from greats_jax.training.config import ScoringConfig, TrainConfig, kept, resolve, total_steps
+from greats_jax.models import combine, load_tokenizer, partition, save_adapter, save_pretrained
+from greats_jax.training.config import REGULAR, TARGET_ONLY, TrainConfig, kept, resolve, total_steps
 from greats_jax.training.costs import selection_share
-from greats_jax.training.draws import prefetch, validation_rows
-from greats_jax.training.evaluation import EvaluationSet, evaluate_task, row_losses
+from greats_jax.training.draws import prefetch
+from greats_jax.training.evaluation import evaluate_tasks, evaluation_sets, row_losses
 from greats_jax.training.events import Evaluated, Event, Noticed, Started, Tracker
+from greats_jax.training.example_facts import load_facts
+from greats_jax.training.inputs import ExampleFacts, StepInputs, make_inputs
 from greats_jax.training.jsonl import read_json_lines
-from greats_jax.training.losses import (
-    has_labels,
-    label_count,
-    language_model_loss,
-    language_rows,
-    split_language_model_loss,
-)
+from greats_jax.training.losses import LanguageExample, label_count, language_model_loss, language_rows
 from greats_jax.training.optimizers import build_optimizer, build_schedule
 from greats_jax.training.plots import plot_run
 from greats_jax.training.recording import Recorder
@@ -51,9 +35,8 @@ from greats_jax.training.run_folder import (
     claim,
     write_summary,
 )
-from greats_jax.training.scoring import Projection, Scoring
+from greats_jax.training.selecting import Model, Selecting, prepare_selecting
 from greats_jax.training.setup import TaskData, check_lengths, load_data, load_initial
-from greats_jax.training.split_loss import SplitLoss
 from greats_jax.training.state import TrainState
 from greats_jax.training.step import make_selective_step
 from greats_jax.training.summary import summarize
@@ -115,48 +98,38 @@ class Trainer:
 
     def _train(self, run: "_Loaded", emit: Callable[[Event], None]) -> tuple[Any, bool]:
         """The loop. Returns the final parameters and whether it was stopped early."""
-        config = self.config
-        steps = total_steps(config, len(run.data.pool))
-        schedule = build_schedule(config.optimizer, steps)
-        optimizer = build_optimizer(config.optimizer, schedule, config.accumulate)
+        config, model, data = self.config, run.model, run.data
+        steps, selecting = total_steps(config, len(data.pool)), run.selecting
+        optimizer = build_optimizer(config.optimizer, run.schedule, config.accumulate)
         has_dropout = config.lora is not None and config.lora.dropout > 0
-        loss_fn = language_model_loss(run.graphdef, combine, dropout=has_dropout)
-        upper = config.scoring.upper_layers
-        scored = loss_fn if upper is None else _cut_loss(upper, run, has_dropout)
-        step = _make_step(config, scored, optimizer, schedule, config.method)
-        plain_step = _make_step(config, loss_fn, optimizer, schedule, "regular")
-        losses_of = row_losses(loss_fn)
-        pad_id = run.data.pool.pad_id
-        validation = EvaluationSet(run.data.validation, config.evaluate_batch, pad_id)
-        test = EvaluationSet(run.data.test, config.evaluate_batch, pad_id)
+        step, plain_step = (_make_step(config, selecting, optimizer, method) for method in (config.method, REGULAR))
+        evaluate_with = row_losses(language_model_loss(model.graphdef, combine, dropout=has_dropout))
+        sets = evaluation_sets(data, config.evaluate_batch)
 
         def evaluate(number: int, params: Any) -> None:
-            emit(Evaluated(number, evaluate_task(validation, test, losses_of, params, run.frozen)))
+            emit(Evaluated(number, evaluate_tasks(sets, evaluate_with, params, model.frozen)))
 
-        directed = config.validation.mode == "cached" or config.scoring.micro_batches > 1
-        state = TrainState.create(run.params, optimizer, seed=config.seed, reserve_direction=directed)
+        directed = config.validation.mode == "cached" or config.scoring.passes == "two"
+        state = TrainState.create(model.params, optimizer, seed=config.seed, reserve_direction=directed)
         evaluate(0, state.params)
         dropout_key = jax.random.key(config.seed)
-        recorder = Recorder(emit, run.data.pool.sources, config.accumulate)
-        selecting: dict[int, float] = {}  # by row length, the share of a step's FLOPs that selecting costs
-        draw = _batch_maker(config, run.data)
-        for number, (candidates, rows) in enumerate(prefetch(draw, steps * config.accumulate)):
+        recorder = Recorder(emit, (*data.pool.sources, data.tasks[0]), config.accumulate)
+        shares: dict[tuple[int, ...], float] = {}  # by shapes, the share of a step's FLOPs that selecting costs
+        for number, drawn in enumerate(prefetch(make_inputs(config, data, run.facts), steps * config.accumulate)):
             updates, micro_batch = divmod(number, config.accumulate)
             if micro_batch == 0 and self._should_stop():
                 recorder.flush()
                 return state.params, True
-            length = candidates.batch.input_ids.shape[1]
             key = jax.random.fold_in(dropout_key, number) if has_dropout else None
-            batches = language_rows(candidates.batch, key), None if rows is None else language_rows(rows)
-            compiled = length not in selecting
+            batches = _rows(drawn, key)
+            shape = _shape(drawn)
+            compiled = shape not in shares
             if compiled:
                 recorder.flush()
-                emit(Noticed(f"compiling the step for rows of {length} tokens"))
-                selecting[length] = selection_share(
-                    step, plain_step, state, run.frozen, *batches, refresh_every=config.validation.refresh_every
-                )
-            state, metrics = step(state, run.frozen, *batches)
-            recorder.push(candidates, metrics, math.nan if compiled else selecting[length])
+                emit(Noticed(f"compiling the step for rows of {shape[1]} tokens"))
+                shares[shape] = _selecting_share(config, step, plain_step, state, selecting.frozen, *batches)
+            state, metrics = step(state, selecting.frozen, *batches)
+            recorder.push(drawn.candidates, metrics._replace(aux=None), math.nan if compiled else shares[shape])
             due = config.evaluate_every is not None and (updates + 1) % config.evaluate_every == 0
             if due and micro_batch + 1 == config.accumulate and updates + 1 < steps:
                 recorder.flush()
@@ -167,56 +140,66 @@ class Trainer:
         return state.params, False
 
 
-def _cut_loss(upper: int, run: "_Loaded", has_dropout: bool) -> SplitLoss:
-    """The loss cut below the layers that score."""
-    at = run.architecture.layers - upper
-    cut = functools.partial(cut_layers, at=at, tied=run.architecture.tied)
-    return split_language_model_loss(run.graphdef, combine, cut, at, dropout=has_dropout)
+def _selecting_share(config: TrainConfig, step: Callable, plain_step: Callable, *arguments: Any) -> float:
+    """The share of a step's FLOPs that selecting costs."""
+    if config.method == TARGET_ONLY:
+        return 0.0
+    return selection_share(step, plain_step, *arguments, refresh_every=config.validation.refresh_every)
 
 
-def _scoring(config: ScoringConfig) -> Scoring:
-    """The step's options as the configuration spells them."""
-    projection = None if config.projection is None else Projection(config.projection, config.alignment)
-    pattern = None if config.leaves is None else re.compile(config.leaves)
-    leaves = None if pattern is None else lambda path: pattern.search(path) is not None
-    return Scoring(config.passes, config.micro_batches, leaves, projection)
+def _rows(drawn: StepInputs, key: jax.Array | None) -> tuple[LanguageExample, LanguageExample | None]:
+    """Candidates and validation rows for the step."""
+    candidates = language_rows(drawn.candidates.batch, key, drawn.candidate_extras)
+    if drawn.validation is None:
+        return candidates, None
+    return candidates, language_rows(drawn.validation, extras=drawn.validation_extras)
+
+
+def _shape(drawn: StepInputs) -> tuple[int, ...]:
+    """What a compiled step belongs to: rows and tokens of its batches."""
+    validation = () if drawn.validation is None else drawn.validation.input_ids.shape
+    return (*drawn.candidates.batch.input_ids.shape, *validation)
 
 
 def _make_step(
-    config: TrainConfig,
-    loss_fn: Callable[..., jax.Array] | SplitLoss,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    method: str,
+    config: TrainConfig, selecting: Selecting, optimizer: optax.GradientTransformation, method: str
 ) -> Callable[..., Any]:
     """The compiled step of a configuration, with its rule or another one."""
+    options = selecting.options
     return make_selective_step(
-        loss_fn,
+        selecting.loss_fn,
         optimizer,
-        objective=method,
-        keep=kept(config),
-        validation=config.validation.mode,
-        refresh_every=config.validation.refresh_every,
-        learning_rate=lambda batches: schedule(jnp.asarray(batches) // config.accumulate),
-        is_valid=has_labels,
+        # A batch of validation examples takes the candidates' place: see make_inputs.
+        objective=REGULAR if method == TARGET_ONLY else method,
+        keep=1.0 if method == TARGET_ONLY else kept(config),
+        validation=options.validation,
+        refresh_every=options.refresh_every,
+        learning_rate=options.learning_rate,
+        is_valid=options.is_valid,
+        has_aux=options.has_aux,
         row_weight=label_count if config.update_weighting == "tokens" else None,
-        scoring=_scoring(config.scoring),
+        scoring=options.scoring,
+        row_signals=options.row_signals,
+        targets=options.targets,
+        preconditioner=options.preconditioner,
     )
 
 
 class _Loaded(NamedTuple):
     """What a run works on."""
 
-    architecture: DecoderConfig
-    graphdef: Any
-    params: Any
-    frozen: Any
+    model: Model
     tokenizer: Any
     data: TaskData
+    facts: ExampleFacts
+    schedule: optax.Schedule
+    selecting: Selecting
 
     def started(self, config: TrainConfig, folder: Path) -> Started:
         """The event that opens a run."""
-        trainable, fixed = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (self.params, self.frozen))
+        trainable, fixed = (
+            sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (self.model.params, self.model.frozen)
+        )
         pool = self.data.pool
         dropped = {
             source: {reason: count for reason, count in counts.items() if reason not in _NOT_DROPPED and count}
@@ -249,39 +232,14 @@ def _load(config: TrainConfig) -> _Loaded:
         raise ConfigError(
             f"scoring.upper_layers is {upper}, but the model has {model.config.layers} layers: give fewer, or null"
         )
-    return _Loaded(model.config, *partition(model), tokenizer, data)
-
-
-def _batch_maker(config: TrainConfig, data: TaskData) -> Callable[[int], tuple[Candidates, LanguageBatch | None]]:
-    """Candidates and validation rows of any micro-batch; padded to one length where they share a pass.
-
-    A rule that does not look at validation examples gets none, and its batches are no longer than its candidates.
-    """
-    guided = "alignment" in get(config.method).needs
-    longest = max(len(example.input_ids) for example in data.validation)
-    merged = guided and config.validation.mode == "merged"
-    sampler = CandidateSampler(
-        data.pool,
-        config.batch,
-        config.seed,
-        buckets=config.data.buckets,
-        group_by_length=config.data.group_by_length,
-        min_length=longest if merged else 0,
-    )
-
-    def make(number: int) -> tuple[Candidates, LanguageBatch | None]:
-        candidates = sampler(number)
-        if not guided:
-            return candidates, None
-        rows = validation_rows(data.validation, config.validation.per_step, config.seed, number)
-        length = candidates.batch.input_ids.shape[1] if merged else longest
-        return candidates, collate(rows, length, data.pool.pad_id)
-
-    return make
+    facts = load_facts(config, data, tokenizer)
+    parts = Model(model.config, *partition(model))
+    schedule = build_schedule(config.optimizer, total_steps(config, len(data.pool)))
+    return _Loaded(parts, tokenizer, data, facts, schedule, prepare_selecting(config, parts, tokenizer, schedule))
 
 
 def _save_weights(config: TrainConfig, run: _Loaded, params: Any, folder: Path) -> None:
-    model = combine(run.graphdef, params, run.frozen)
+    model = combine(run.model.graphdef, params, run.model.frozen)
     if config.lora is not None:
         save_adapter(model, folder / ADAPTER, base_model=config.model.source)
     else:

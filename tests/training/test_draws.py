@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from greats_jax.data import Example
-from greats_jax.training.draws import prefetch, validation_rows
+from greats_jax.training.draws import prefetch, recent_indices, validation_rows
 
 
 def example(number: int) -> Example:
@@ -59,3 +59,45 @@ def test_prefetch_raises_where_the_item_would_have_come_and_stops_when_abandoned
     next(items)
     items.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("greats-data")]
+
+
+def test_without_a_limit_all_are_used():
+    assert validation_rows(EXAMPLES, None, seed=0, step=5) == EXAMPLES
+
+
+class Sampler:
+    """Two candidates a step, of a pool of eight."""
+
+    pool = EXAMPLES[:8]
+    batch_size = 2
+
+    def indices(self, step: int) -> np.ndarray:
+        return np.array([2 * step % 8, (2 * step + 1) % 8])
+
+
+def recent(step: int, per_step: int | None = None, window: int = 2, seed: int = 0) -> list[int]:
+    return sorted(recent_indices(Sampler(), per_step, window, seed, step).tolist())  # pyright: ignore
+
+
+def test_the_moving_buffer_holds_the_candidates_of_the_steps_before():
+    assert recent(3) == [2, 3, 4, 5]
+    assert recent(3, window=1) == [4, 5]
+
+
+def test_a_candidate_of_the_step_is_never_in_the_buffer():
+    for step in range(10):
+        assert not set(recent(step, window=8)) & set(Sampler().indices(step))
+
+
+def test_at_the_start_random_examples_of_the_pool_stand_in():
+    drawn = recent(0, per_step=3)
+    assert len(drawn) == 3
+    assert not set(drawn) & {0, 1}
+    assert drawn == recent(0, per_step=3)
+    assert any(recent(0, per_step=3, seed=seed) != drawn for seed in range(1, 5))
+
+
+def test_a_long_buffer_is_drawn_from():
+    draws = [recent(step, per_step=2, window=4) for step in range(4, 20)]
+    assert all(len(set(draw)) == 2 for draw in draws)
+    assert len({tuple(draw) for draw in draws}) > 4

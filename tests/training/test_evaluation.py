@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from greats_jax.data import Example
-from greats_jax.training.evaluation import EvaluationSet, evaluate_task, perplexity
+from greats_jax.training.evaluation import EvaluationSet, evaluate_tasks, perplexity
 
 VOCABULARY = 11
 
@@ -64,10 +64,20 @@ def test_an_empty_set_and_an_overflow_are_numbers_not_errors():
 
 
 def test_both_sets_of_a_task_are_reported_by_name():
-    measured = evaluate_task(
-        EvaluationSet(examples(3), 2, 0), EvaluationSet(examples(5, seed=1), 2, 0), losses_of, 2.0, {}
-    )
+    sets = {"task": (EvaluationSet(examples(3), 2, 0), EvaluationSet(examples(5, seed=1), 2, 0))}
+    measured = evaluate_tasks(sets, losses_of, 2.0, {})
     assert measured["validation_perplexity"] == pytest.approx(math.exp(measured["validation_loss"]))
     assert measured["test_perplexity"] == pytest.approx(math.exp(measured["test_loss"]))
     assert measured["test_loss"] != measured["validation_loss"]
     assert measured["seconds"] >= 0
+
+
+def test_several_tasks_are_measured_each_and_together():
+    parts = [(EvaluationSet(examples(3), 2, 0), EvaluationSet(examples(count, seed=count), 2, 0)) for count in (2, 6)]
+    measured = evaluate_tasks({"a": parts[0], "b": parts[1]}, losses_of, 2.0, {})
+    alone = [evaluate_tasks({"one": part}, losses_of, 2.0, {}) for part in parts]
+    assert measured["a/test_loss"] == alone[0]["test_loss"]
+    assert measured["b/validation_perplexity"] == alone[1]["validation_perplexity"]
+    mean = (2 * alone[0]["test_loss"] + 6 * alone[1]["test_loss"]) / 8
+    assert measured["test_loss"] == pytest.approx(mean)
+    assert measured["test_perplexity"] == pytest.approx(math.exp(mean))

@@ -94,7 +94,9 @@ def test_the_closing_table_says_what_was_skipped():
 
 def test_an_example_longer_than_the_model_is_refused():
     example = Example("a", "s", np.zeros(9, np.int32), np.ones(9, bool))
-    data = TaskData(SimpleNamespace(examples=(example,)), (example,), ())  # pyright: ignore[reportArgumentType]
+    pool = SimpleNamespace(examples=(example,))
+    none = np.zeros(0, np.int32)
+    data = TaskData(pool, (example,), (), ("task",), np.zeros(1, np.int32), none)  # pyright: ignore[reportArgumentType]
     check_lengths(data, 9)
     with pytest.raises(DataError, match=r"data\.max_length=8"):
         check_lengths(data, 8)
