@@ -114,7 +114,7 @@ def test_wrong_arguments(capsys, arguments, message):
         ("lora.targets=q_prj", "q_prj"),
         ("model.dtype=float23", 'did you mean "float32"?'),
         ("optimizer.schedule=linaer", 'did you mean "linear"?'),
-        ("method=graets", 'did you mean "greats"?'),
+        ("method=graets", "did you mean 'greats'?"),
         ("keep=7", "keep is 7, more than the 6 candidates"),
         ("data.packing=true", "packing"),
         ("steps=many", "not a whole number"),

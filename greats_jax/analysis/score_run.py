@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,15 +19,16 @@ from greats_jax.data import Example, bucket_lengths, collate
 from greats_jax.errors import ArgumentError, ConfigError, ModelError, RunError
 from greats_jax.models import Decoder, combine, from_pretrained, load_adapter, load_tokenizer, partition
 from greats_jax.selection import Rule, get
-from greats_jax.training.config import TrainConfig
+from greats_jax.training.config import ScoringConfig, TrainConfig, ValidationConfig, resolve
+from greats_jax.training.example_facts import load_facts
 from greats_jax.training.losses import LanguageExample, has_labels, language_model_loss, language_rows
 from greats_jax.training.optimizers import build_optimizer
 from greats_jax.training.result import RunResult
 from greats_jax.training.run_folder import ADAPTER, MODEL
-from greats_jax.training.scoring import STEERED, Scoring
+from greats_jax.training.scoring import STEERED
 from greats_jax.training.scoring_pool import CandidateScores, make_scorer
+from greats_jax.training.selecting import Model, prepare_selecting
 from greats_jax.training.setup import check_lengths, load_base, load_data, load_initial, load_trained
-from greats_jax.training.signals import SignalOptions
 from greats_jax.training.state import TrainState, floating, with_floating
 
 Array = jax.Array
@@ -89,9 +90,10 @@ def score_pool(
 ) -> int:
     """Write the score of every example of the pool to a Parquet file, or continue one that was begun.
 
-    Rules that look at validation examples see the mean gradient of all of the task's. Rules in the optimizer's geometry
-    see an optimizer without history, since weights come without one. A rule that compares candidates with each other
-    (`normalised`) sees `batch` consecutive examples at a time.
+    Rules that look at validation examples see the mean gradient of all of the task's, or all of their embeddings. Rules
+    in the optimizer's geometry see an optimizer without history, since weights come without one, and rules with a
+    memory (`uds`) an empty one. A rule that compares candidates with each other (`normalised`) sees `batch` consecutive
+    examples at a time.
 
     Cost: that of scoring each example once, and one backward pass over the validation examples.
 
@@ -110,33 +112,36 @@ def score_pool(
         GreatsError: The rule gives no scores or needs what is not known here, the data cannot be used, or `output`
             holds something else.
     """
-    config, rule = scored.config, _rule(method)
+    rule = _rule(method)
+    config = _scoring_with(scored.config, method)
     data = load_data(config, scored.tokenizer)
     pool = data.pool
     check_lengths(data, scored.model.config.max_length)
-    graphdef, params, frozen = partition(scored.model)
-    loss_fn = language_model_loss(graphdef, combine)
-    rate = config.optimizer.learning_rate
-    optimizer = build_optimizer(config.optimizer, optax.constant_schedule(rate), 1)
+    model = Model(scored.model.config, *partition(scored.model))
+    schedule = optax.constant_schedule(config.optimizer.learning_rate)
+    facts = load_facts(config, data, scored.tokenizer)
+    selecting = prepare_selecting(config, model, scored.tokenizer, schedule)
+    optimizer = build_optimizer(config.optimizer, schedule, 1)
     guided = bool(rule.needs & STEERED)
     # A direction found here is never refreshed: the count of calls starts behind the one that would.
-    options = SignalOptions(
-        "cached", 2**30, rate, has_labels, scoring=Scoring(config.scoring.passes, micro_batches=1)
-    )  # fmt: skip
-    score = make_scorer(loss_fn, optimizer, rule, options)
-    batches = _Batches(pool.examples, batch, pool.pad_id)
-    rows = _Batches(data.validation, batch, pool.pad_id)
+    options = replace(selecting.options, validation="cached", refresh_every=2**30, targets=None)
+    score = make_scorer(selecting.loss_fn, optimizer, rule, options)
+    known = {**facts.pool, **({"sources": pool.source_indices.astype(np.int32)} if "sources" in rule.needs else {})}
+    batches = _Batches(pool.examples, batch, pool.pad_id, known)
+    # Rules that align are given a direction, and of the rows only their shape; others compare with all of them.
+    rows = _Batches(data.validation, batch if guided else len(data.validation), pool.pad_id, facts.validation)
     per_piece = max(1, _PIECE // batch)
     pieces = math.ceil(len(batches) / per_piece)
     state: TrainState | None = None
 
     def start() -> TrainState:
         """Made when the first piece is: a table that is complete needs none."""
-        fresh = TrainState.create(params, optimizer, seed=config.seed, reserve_direction=guided)
+        fresh = TrainState.create(model.params, optimizer, seed=config.seed, reserve_direction=guided)
         if not guided:
             return fresh
         notice(f"finding the direction of {len(data.validation)} validation examples")
-        return fresh._replace(direction=mean_gradient(loss_fn, fresh.params, frozen, rows))
+        plain = language_model_loss(model.graphdef, combine)
+        return fresh._replace(direction=mean_gradient(plain, fresh.params, model.frozen, rows))
 
     def make(piece: int) -> pa.Table:
         nonlocal state
@@ -145,7 +150,7 @@ def score_pool(
         found: list[CandidateScores] = []
         for number in numbers:
             at = state._replace(step=jnp.int32(number + 1))
-            found.append(score(at, frozen, batches[number], rows[0])[1])
+            found.append(score(at, selecting.frozen, batches[number], rows[0])[1])
         first = numbers[0] * batch
         examples = pool.examples[first : first + len(numbers) * batch]
         scores, losses, valid = (
@@ -171,7 +176,8 @@ def score_pool(
         "scoring_passes": config.scoring.passes,
         "optimizer": asdict(config.optimizer),
         "seed": config.seed,
-        "weights": fingerprint_of_arrays((params, frozen)),
+        "weights": fingerprint_of_arrays((model.params, selecting.frozen)),
+        "known": fingerprint_of_arrays(known),
         "pool": fingerprint_of_examples(pool.examples),
         "validation": fingerprint_of_examples(data.validation) if guided else None,
     }
@@ -237,9 +243,9 @@ class _Batches(Sequence[LanguageExample]):
     Rows are padded to one of at most four lengths, each of which is one compilation.
     """
 
-    def __init__(self, examples: Sequence[Example], size: int, pad_id: int):
+    def __init__(self, examples: Sequence[Example], size: int, pad_id: int, known: Mapping[str, np.ndarray]):
         self._groups = [examples[first : first + size] for first in range(0, len(examples), size)]
-        self._size, self._pad_id = size, pad_id
+        self._size, self._pad_id, self._known = size, pad_id, known
         self._longest = [max(len(example.input_ids) for example in group) for group in self._groups]
         self._edges = bucket_lengths(np.array(self._longest), 4)
 
@@ -248,7 +254,13 @@ class _Batches(Sequence[LanguageExample]):
 
     def __getitem__(self, number: int) -> LanguageExample:  # type: ignore[override]
         length = next(edge for edge in self._edges if edge >= self._longest[number])
-        return language_rows(collate(self._groups[number], length, self._pad_id, rows=self._size))
+        batch = collate(self._groups[number], length, self._pad_id, rows=self._size)
+        return language_rows(batch, extras={name: self._of_rows(x, number) for name, x in self._known.items()})
+
+    def _of_rows(self, values: np.ndarray, number: int) -> np.ndarray:
+        """What is known of the rows of a batch; zeros for empty ones."""
+        found = values[number * self._size :][: self._size]
+        return np.pad(found, [(0, self._size - len(found))] + [(0, 0)] * (values.ndim - 1))
 
 
 def _rule(method: str) -> Rule:
@@ -257,7 +269,16 @@ def _rule(method: str) -> Rule:
         rule = get(method)
     except ArgumentError as error:
         raise ConfigError(f"--method: {error}") from None
-    known = {"losses", "valid", "memory", "optimizer", "alignment", "preconditioned_alignment", "gram", "squared_norms"}
-    if missing := sorted(rule.needs - known):
-        raise ConfigError(f"--method: {method} needs {', '.join(missing)}, which greats score does not compute")
+    if "per_leaf_alignment" in rule.needs:
+        raise ConfigError(f"--method: {method} chooses for every parameter and gives no score per candidate")
     return rule
+
+
+def _scoring_with(config: TrainConfig, method: str) -> TrainConfig:
+    """The configuration with another rule, scored exactly and by all parameters.
+
+    Raises:
+        ConfigError: The rule needs something that the configuration does not name.
+    """
+    exact = ScoringConfig(passes=config.scoring.passes)
+    return resolve(replace(config, method=method, scoring=exact, validation=ValidationConfig()))

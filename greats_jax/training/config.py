@@ -249,7 +249,8 @@ def needed(config: TrainConfig) -> frozenset[str]:
     try:
         return get(config.method).needs
     except ArgumentError as error:
-        raise ConfigError(f"method: {error}; or {TARGET_ONLY}") from None
+        also = f"; and {TARGET_ONLY} trains on the validation examples" if "the rules are" in str(error) else ""
+        raise ConfigError(f"method: {error}{also}") from None
 
 
 def total_steps(config: TrainConfig, pool_size: int) -> int:

@@ -21,6 +21,8 @@ from greats_jax.analysis.taylor import inner
 from greats_jax.data import collate
 from greats_jax.errors import ConfigError, ModelError, RunError
 from greats_jax.models import combine, partition
+from greats_jax.training import example_facts
+from greats_jax.training.config import EmbeddingConfig
 from greats_jax.training.config_loading import load_config
 from greats_jax.training.losses import language_model_loss, language_rows
 from greats_jax.training.setup import load_data
@@ -103,12 +105,40 @@ def test_a_rule_of_losses_needs_no_validation_gradient(scored, tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "message"),
-    [("graets", "did you mean \"?'?greats"), ("sbert", "embeddings, which greats score does not compute")],
+    [("graets", "did you mean \"?'?greats"), ("layer_wise", "no score per candidate")],
 )
 def test_a_rule_that_cannot_score_is_refused(scored, tmp_path, method, message):
     with pytest.raises(ConfigError, match=message):
         score_pool(scored, method, tmp_path / "no.parquet", 6)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["uds", "rho_loss", "quota(max_loss, share=0.5)"])
+def test_rules_of_logits_references_and_sources_score_too(scored, tmp_path, method):
+    score_pool(scored, method, tmp_path / "table.parquet", 6)
+    table = pq.read_table(tmp_path / "table.parquet")
+    assert len(table) == 69
+    assert np.isfinite(table["score"].to_numpy()).all()
+
+
+def test_sbert_compares_with_all_validation_examples(scored, tmp_path, monkeypatch):
+    class Lengths:
+        fingerprint = "lengths"
+
+        def encode(self, texts):
+            return np.array([[len(text), 1.0] for text in texts], np.float32)
+
+    monkeypatch.setattr(example_facts, "load_sentence_encoder", lambda source: Lengths())
+    config = replace(scored.config, embedding=EmbeddingConfig(cache=str(tmp_path / "cache")))
+    score_pool(scored._replace(config=config), "sbert", tmp_path / "table.parquet", 6)
+    data = load_data(config, scored.tokenizer)
+    ours, theirs = (
+        np.array([[len(scored.tokenizer.decode(e.input_ids, skip_special_tokens=True)), 1.0] for e in examples])
+        for examples in (data.pool.examples, data.validation)
+    )
+    ours, theirs = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (ours, theirs))
+    found = pq.read_table(tmp_path / "table.parquet")["score"].to_numpy()
+    np.testing.assert_allclose(found, (ours @ theirs.T).mean(1), rtol=1e-5)
 
 
 def test_random_choice_has_no_score(scored, tmp_path):

@@ -83,7 +83,7 @@ def test_every_wrapper_can_be_written(name):
         "greats(uds)": "nothing called 'greats' can be put around a rule",
         "quota(greats, uds)": "cannot read 'quota",
         "quota(3)": "cannot read 'quota",
-        "": "cannot read",
+        "": "is no selection rule",
         "greats uds": "is no selection rule",
         "greats +": "is no selection rule",
         "(greats": "is no selection rule",
