@@ -15,6 +15,7 @@ from greats_jax.errors import ArgumentError, ConfigError
 from greats_jax.models import LoraConfig
 from greats_jax.selection import get
 from greats_jax.tasks import TaskConfig
+from greats_jax.training.own_rules import load_rules
 from greats_jax.training.step import TARGET_ONLY
 
 REGULAR = "regular"
@@ -157,6 +158,7 @@ class TrainConfig:
         method: Rule that chooses what the model learns from in each step, with settings as in opus(temperature=0.5); a
             sum of rules as in 0.5*normalised(greats) + 0.5*uds; or target_only, which trains on the validation examples
             and is the control to beat.
+        rules: Python files that register selection rules of your own, run before the method is looked up.
         batch: Candidates drawn for one step (one micro-batch when accumulate is above 1).
         keep: Candidates kept of each batch; null means keep_fraction of them. regular and target_only keep all.
         keep_fraction: Fraction of each batch that is kept when keep is null; null means one half.
@@ -184,6 +186,7 @@ class TrainConfig:
     more_tasks: tuple[TaskConfig, ...] = ()
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     method: str = "greats"
+    rules: tuple[str, ...] = ()
     batch: int = 8
     keep: int | None = None
     keep_fraction: float | None = None
@@ -246,6 +249,7 @@ def needed(config: TrainConfig) -> frozenset[str]:
     """
     if config.method == TARGET_ONLY:
         return frozenset()
+    load_rules(config.rules)
     try:
         return get(config.method).needs
     except ArgumentError as error:

@@ -163,3 +163,24 @@ def test_a_task_named_twice_is_refused(config_file, tiny_data):
     more = {"name": "examples", "path": f"{tiny_data}/validation.jsonl"}
     with pytest.raises(GreatsError, match=r"name each once|no test example|leaves nothing"):
         run(config_file, f"more_tasks=[{json.dumps(more)}]")
+
+
+def test_a_rule_in_a_file_of_ones_own_is_a_method(config_file, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from greats_jax.selection import eligible, register, top_k\n\n"
+        "@register('smallest_loss', needs={'losses'})\n"
+        "def smallest_loss(signals, k, *, learning_rate, key):\n"
+        "    return top_k(-signals.losses, k, eligible(signals, -signals.losses))\n"
+    )
+    _, selections = run(config_file, f"rules={tmp_path}/mine.py", "method=smallest_loss")
+    for selection in selections:
+        order = np.argsort([float(loss or 0) for loss in selection.losses])[:3]
+        assert {selection.candidates[i] for i in order} == set(selection.chosen)
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "there is no such file"), ("1 / 0", "fails with ZeroDivision")])
+def test_a_file_of_rules_that_cannot_be_used_is_one_line(config_file, tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        run(config_file, f"rules={tmp_path}/mine.py")
