@@ -91,7 +91,7 @@ def make_signals(
         given = {name: _of_rows(options, name, frozen, candidates) for name in FROM_ROWS if name in rule.needs}
         if "validation_embeddings" in rule.needs:
             given["validation_embeddings"] = _of_rows(options, "embeddings", frozen, validation)
-        memory = rule.init() if state.memory is None and rule.init is not None else state.memory
+        memory = _memory(rule, state)
         signals = scored.signals._replace(
             memory=memory,
             logit_summaries=scored.aux if "logit_summaries" in rule.needs else None,
@@ -146,6 +146,21 @@ def _make_scorer(task: ScoringTask) -> Scorer:
 
 def _of_rows(options: SignalOptions, name: str, frozen: PyTree, rows: PyTree) -> Array:
     return jax.vmap(options.row_signals[name], in_axes=(None, 0))(frozen, rows)
+
+
+def _memory(rule: Rule, state: TrainState) -> Any:
+    """What the rule remembers: what the state holds, or its first memory."""
+    if rule.init is None:
+        return state.memory
+    if state.memory is None:
+        return rule.init()
+    expected, found = (jax.tree.map(lambda x: (x.shape, x.dtype), x) for x in (jax.eval_shape(rule.init), state.memory))
+    if expected != found:
+        raise ArgumentError(
+            f"the state holds the memory of another rule than {rule.name!r}: create the state with memory=None or with "
+            "what init() of this rule gives"
+        )
+    return state.memory
 
 
 def _uses_rate(rule: Rule, keep: int, signals: Signals, key: Array) -> bool:
