@@ -21,6 +21,7 @@ from greats_jax.training.scoring import Projection, Scoring
 from greats_jax.training.split_loss import SplitLoss
 from greats_jax.training.state import TrainState
 from greats_jax.training.step import StepMetrics, make_selective_step
+from greats_jax.training.targets import Targets
 
 if TYPE_CHECKING:
     from greats_jax.training.config import TrainConfig
@@ -37,6 +38,7 @@ __all__ = [
     "Scoring",
     "SplitLoss",
     "StepMetrics",
+    "Targets",
     "TrainConfig",
     "TrainState",
     "Trainer",

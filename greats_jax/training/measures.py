@@ -67,6 +67,17 @@ def signals_from(sums: Sums, needs: frozenset[str], losses: Array, valid: Array)
     )
 
 
+def finite_rows(signals: Signals, n: int) -> Array:
+    """bool[n]: candidates of which all that was computed from losses and gradients is finite."""
+    gram = None if signals.gram is None else jnp.diagonal(signals.gram)
+    rows = (signals.losses, signals.alignment, signals.preconditioned_alignment, signals.squared_norms, gram)
+    finite = jnp.ones(n, bool)
+    for value in (*rows, *jax.tree.leaves(signals.per_leaf_alignment)):
+        if value is not None:
+            finite &= jnp.isfinite(value).reshape(-1, n).all(0)
+    return finite
+
+
 def any_aligned(sums: Sums) -> Array:
     """bool[]: whether any candidate has a finite alignment; none has one with a direction that was never set."""
     parts = [jax.tree.leaves(sums.get(name)) for name in sorted(STEERED)]

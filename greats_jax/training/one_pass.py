@@ -20,6 +20,7 @@ from greats_jax.training.scoring import (
     Scorer,
     ScoringTask,
     Update,
+    mended,
     merge_rows,
     no_validation,
     projection_key,
@@ -132,7 +133,13 @@ def _without_validation(task: ScoringTask, backward: Callable[..., Backward]) ->
         rows = backward(state.params, frozen, candidates)
         sums = own_sums(rows.grads, task.needs, task.scoring.projection, projection_key(state))
         signals = signals_from(sums, task.needs, rows.losses, valid_rows(task.is_valid, candidates))
-        return Scored(signals, _kept(rows), state.direction, *no_validation(), aux=rows.aux)
+        return Scored(
+            signals,
+            _kept(task, rows, state.params, frozen, candidates),
+            state.direction,
+            *no_validation(),
+            aux=rows.aux,
+        )
 
     return score
 
@@ -148,7 +155,7 @@ def _with_direction(task: ScoringTask, backward: Callable[..., Backward]) -> Sco
         sums |= _along(task, state, rows, rows.grads, direction)
         signals = signals_from(sums, task.needs, rows.losses, valid_rows(task.is_valid, candidates))
         ok = found & any_aligned(sums)
-        kept, by_leaf = _kept(rows), rows.update_by_leaf
+        kept, by_leaf = _kept(task, rows, state.params, frozen, candidates), rows.update_by_leaf
         return Scored(signals, kept, direction, loss, ok, used, rejected, rows.aux, by_leaf)
 
     return score
@@ -168,7 +175,9 @@ def _merged(task: ScoringTask, backward: Callable[..., Backward]) -> Scorer:
         facts = validation_facts(rows.losses[n:], usable)
         aux = jax.tree.map(lambda x: x[:n], rows.aux)
         by_leaf = _without_rows_after(rows.update_by_leaf, usable.size)
-        return Scored(signals, _kept(rows), state.direction, *facts, aux, by_leaf)
+        return Scored(
+            signals, _kept(task, rows, state.params, frozen, candidates), state.direction, *facts, aux, by_leaf
+        )
 
     return score
 
@@ -211,11 +220,14 @@ def _along(task: ScoringTask, state: TrainState, rows: Backward, grads: PerExamp
     return sums
 
 
-def _kept(rows: Backward) -> Kept:
+def _kept(task: ScoringTask, rows: Backward, params: PyTree, frozen: PyTree, candidates: PyTree) -> Kept:
     def kept(indices: Array, shares: Array) -> Update:
         loss = jnp.sum(jnp.where(shares > 0, shares * rows.losses[indices], 0.0))
-        grads = rows.update(indices, shares)
-        return Update(loss, grads, optax.tree.norm(floating(grads)), shares > 0)
+        grads = floating(rows.update(indices, shares))
+        update = Update(loss, grads, optax.tree.norm(grads), shares > 0)
+        if not isinstance(task.loss_fn, SplitLoss):
+            return update  # the scores come from all parameters: a row that spoils the update has none
+        return mended(update, task, params, frozen, candidates, indices, shares)
 
     return kept
 

@@ -198,21 +198,9 @@ def forward_scorer(task: ScoringTask) -> Scorer:
 def kept_by_rows(task: ScoringTask, params: PyTree, frozen: PyTree, candidates: PyTree) -> Kept:
     """Loss and gradient of the kept rows by an ordinary forward and backward pass, in `micro_batches` parts.
 
-    Which rows have a gradient that is finite shows only now: when the mean is not, the rows are run one by one and
-    those that are not finite are left out. That costs k passes, in a step that would otherwise be lost.
+    Which rows have a gradient that is finite shows only now: see `mended`.
     """
-
-    def part(indices: Array, shares: Array) -> tuple[tuple[Array, Any], PyTree]:
-        rows = jax.tree.map(lambda x: jnp.take(x, indices, axis=0), candidates)
-
-        def mean(trained: PyTree) -> tuple[Array, Any]:
-            values = batched(task.loss_fn, with_floating(params, trained), frozen, rows)
-            values, aux = values if task.has_aux else (values, None)
-            return jnp.sum(jnp.where(shares > 0, shares * values, 0.0)), aux
-
-        return jax.value_and_grad(mean, has_aux=True)(floating(params))
-
-    nothing = jax.tree.map(jnp.zeros_like, floating(params))
+    part = _part_of(task, params, frozen, candidates)
 
     def in_parts(indices: Array, shares: Array) -> tuple[Array, PyTree, Any]:
         count = min(task.scoring.micro_batches, indices.size)
@@ -227,10 +215,30 @@ def kept_by_rows(task: ScoringTask, params: PyTree, frozen: PyTree, candidates: 
             (loss, _), grads = part(*slots)
             return jax.tree.map(jnp.add, total, (loss, grads)), None
 
-        (loss, grads), _ = lax.scan(add, (jnp.zeros_like(shares.sum()), nothing), (indices, shares))
+        (loss, grads), _ = lax.scan(add, (jnp.zeros_like(shares.sum()), _no_gradient(params)), (indices, shares))
         return loss, grads, None
 
-    def one_by_one(indices: Array, shares: Array) -> Update:
+    def kept(indices: Array, shares: Array) -> Update:
+        # An empty slot repeats the first pick: its share is 0, but a non-finite row would still spoil the gradient.
+        indices = jnp.where(shares > 0, indices, indices[jnp.argmax(shares > 0)])
+        loss, grads, aux = in_parts(indices, shares)
+        first = Update(loss, grads, optax.tree.norm(grads), shares > 0)
+        return mended(first, task, params, frozen, candidates, indices, shares)._replace(aux=aux)
+
+    return kept
+
+
+def mended(
+    update: Update, task: ScoringTask, params: PyTree, frozen: PyTree, candidates: PyTree, indices: Array, shares: Array
+) -> Update:
+    """The update, or if it is not finite that of those kept rows alone whose loss and gradient are finite.
+
+    Costs nothing when there is nothing to mend, else a forward and backward pass of one row k times, in a step that
+    would be lost without it.
+    """
+    part = _part_of(task, params, frozen, candidates)
+
+    def one_by_one() -> Update:
         def add(total: tuple[Array, PyTree, Array], slot: tuple[Array, Array]) -> tuple[tuple, Array]:
             index, share = slot
             (loss, _), grads = part(index[None], jnp.ones(1))
@@ -239,28 +247,41 @@ def kept_by_rows(task: ScoringTask, params: PyTree, frozen: PyTree, candidates: 
             sums = jax.tree.map(jnp.add, total, (*weighed, jnp.where(good, share, 0.0)))
             return sums, good
 
-        (loss, grads, share), used = lax.scan(add, (jnp.zeros(()), nothing, jnp.zeros(())), (indices, shares))
+        start = (jnp.zeros_like(update.loss), _no_gradient(params), jnp.zeros(()))
+        (loss, grads, share), used = lax.scan(add, start, (indices, shares))
         rest = jnp.where(share > 0, share, 1.0)
         grads = jax.tree.map(lambda g: (g / rest).astype(g.dtype), grads)
         return Update(loss / rest, grads, optax.tree.norm(grads), used)
 
-    def kept(indices: Array, shares: Array) -> Update:
-        # An empty slot repeats the first pick: its share is 0, but a non-finite row would still spoil the gradient.
-        indices = jnp.where(shares > 0, indices, indices[jnp.argmax(shares > 0)])
-        loss, grads, aux = in_parts(indices, shares)
-        first = Update(loss, grads, optax.tree.norm(grads), shares > 0)
+    def spoilt(carry: tuple[Update, Array]) -> Array:
+        found, tried = carry
+        return ~tried & ~(jnp.isfinite(found.loss) & jnp.isfinite(found.norm))
 
-        def spoilt(carry: tuple[Update, Array]) -> Array:
-            update, tried = carry
-            return ~tried & ~(jnp.isfinite(update.loss) & jnp.isfinite(update.norm))
+    # A loop of no or one turn: unlike a conditional's, its carry is not copied when there is nothing to do.
+    found, _ = lax.while_loop(spoilt, lambda _: (one_by_one(), jnp.asarray(True)), (update, jnp.asarray(False)))
+    return found
 
-        # A loop of no or one turn: unlike a conditional's, its carry is not copied when there is nothing to do.
-        update, _ = lax.while_loop(
-            spoilt, lambda _: (one_by_one(indices, shares), jnp.asarray(True)), (first, jnp.asarray(False))
-        )
-        return update._replace(aux=aux)
 
-    return kept
+def _part_of(
+    task: ScoringTask, params: PyTree, frozen: PyTree, candidates: PyTree
+) -> Callable[[Array, Array], tuple[tuple[Array, Any], PyTree]]:
+    """`part(indices, shares) -> ((weighted mean loss, aux), gradient)` of some rows, by an ordinary backward pass."""
+
+    def part(indices: Array, shares: Array) -> tuple[tuple[Array, Any], PyTree]:
+        rows = jax.tree.map(lambda x: jnp.take(x, indices, axis=0), candidates)
+
+        def mean(trained: PyTree) -> tuple[Array, Any]:
+            values = batched(task.loss_fn, with_floating(params, trained), frozen, rows)
+            values, aux = values if task.has_aux else (values, None)
+            return jnp.sum(jnp.where(shares > 0, shares * values, 0.0)), aux
+
+        return jax.value_and_grad(mean, has_aux=True)(floating(params))
+
+    return part
+
+
+def _no_gradient(params: PyTree) -> PyTree:
+    return jax.tree.map(jnp.zeros_like, floating(params))
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import optax
 
 from greats_jax.errors import ArgumentError
 from greats_jax.selection import Rule, Selection, Signals, get
+from greats_jax.training.measures import finite_rows
 from greats_jax.training.scoring import EXACT, Scored, Scoring, Update
 from greats_jax.training.signals import RowSignal, SignalOptions, choose, key_of, make_signals, rate_of
 from greats_jax.training.split_loss import SplitLoss
@@ -39,7 +40,8 @@ class StepMetrics(NamedTuple):
         shares: f32[n], what part of the update each candidate is, in sum 1; the mean over parameters and layers if the
             rule chooses for each.
         n_valid: i32[], candidates that have labels.
-        n_rejected: i32[], valid candidates left out because their loss, score or gradient is not finite.
+        n_rejected: i32[], valid candidates left out because their loss, score or gradient is not finite, as far as that
+            was computed: with a rule that needs no gradients, only kept candidates have one.
         n_validation: i32[], validation rows used.
         n_validation_rejected: i32[], validation rows dropped as not finite or without labels.
         skipped: bool[], no update was made (nothing could be picked, no validation row left, or a non-finite gradient).
@@ -234,10 +236,11 @@ def _metrics(scored: Scored, selection: Any, taken: _Taken, usable: Array, rate:
     by_leaf = not isinstance(selection, Selection)
     losses, scores = scored.signals.losses, _total_alignment(scored.signals) if by_leaf else selection.scores
     valid = scored.signals.valid if scored.signals.valid is not None else jnp.ones(n, bool)
-    finite = jnp.ones(n, bool)
-    for value in (losses, scores):
-        finite &= jnp.isfinite(value) if value is not None else True
-    lost = jnp.zeros((), jnp.int32) if by_leaf else ((selection.weights > 0) & ~taken.update.used).sum()
+    rejected = ~finite_rows(scored.signals, n)
+    if scores is not None:
+        rejected |= ~jnp.isfinite(scores)
+    if not by_leaf:
+        rejected |= jnp.zeros(n, bool).at[selection.indices].max((selection.weights > 0) & ~taken.update.used)
     return StepMetrics(
         loss=taken.update.loss,
         candidate_losses=unknown if losses is None else losses,
@@ -247,7 +250,7 @@ def _metrics(scored: Scored, selection: Any, taken: _Taken, usable: Array, rate:
         weights=taken.weights,
         shares=taken.shares,
         n_valid=valid.sum(),
-        n_rejected=(valid & ~finite).sum() + lost,
+        n_rejected=(valid & rejected).sum(dtype=jnp.int32),
         n_validation=scored.n_validation,
         n_validation_rejected=scored.n_validation_rejected,
         skipped=~usable,

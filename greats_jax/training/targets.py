@@ -73,4 +73,5 @@ def aligned(table: Array, weights: Array) -> Array:
         return weighted_rows(table, weights)
     by_task = jax.vmap(weighted_rows, in_axes=(None, 1))(table, weights)
     present = (weights > 0).any(0)
-    return jnp.where(present[:, None], by_task, -jnp.inf).max(0)
+    best = jnp.where(present[:, None], by_task, -jnp.inf).max(0)
+    return jnp.where(present.any(), best, 0.0)  # as with one task: without usable rows nobody is aligned
