@@ -36,7 +36,10 @@ class _Entry:
         _check_settings(self.name, _settings_of(self.select, _GIVEN), settings)
         name = f"{self.name}({', '.join(f'{k}={v!r}' for k, v in settings.items())})" if settings else self.name
         init, remember = (None if f is None else _bind(f, settings) for f in (self.init, self.remember))
-        return Rule(name, self.needs, _bind(self.select, settings), init, remember, self.by_scores)
+        rule = Rule(name, self.needs, _bind(self.select, settings), init, remember, self.by_scores)
+        # For help() and the reference: a rule is an instance, but is written as a function.
+        object.__setattr__(rule, "__doc__", self.select.__doc__)
+        return rule
 
 
 _RULES: dict[str, _Entry] = {}
