@@ -39,7 +39,7 @@ def random_k(signals: Signals, k: int, *, learning_rate: Any = None, key: Array 
 
 @register("max_loss", needs={"losses"})
 def max_loss(signals: Signals, k: int, *, learning_rate: Any = None, key: Array | None = None) -> Selection:
-    """The k candidates with the largest loss: f32[n] -> i32[k].
+    """The k candidates with the largest loss. f32[n] -> i32[k].
 
     Cost: one forward pass of the candidates. Source: baseline of GREATS.
     """
@@ -49,7 +49,7 @@ def max_loss(signals: Signals, k: int, *, learning_rate: Any = None, key: Array 
 
 @register("grad_norm", needs={"losses", "squared_norms"})
 def grad_norm(signals: Signals, k: int, *, learning_rate: Any = None, key: Array | None = None) -> Selection:
-    """The k candidates with the largest gradient norm, score `|g_i|`: f32[n] -> i32[k].
+    """The k candidates with the largest gradient norm, score `|g_i|`. f32[n] -> i32[k].
 
     Cost: forward and backward of the candidates and one norm each. Source: baseline of GREATS.
     """

@@ -17,7 +17,7 @@ Array = jax.Array
 
 @register("greats_first_order", needs={"losses", "alignment"})
 def greats_first_order(signals: Signals, k: int, *, learning_rate: Any = None, key: Array | None = None) -> Selection:
-    """The k candidates with the largest `<g_i, v>`: GREATS without its redundancy term. f32[n] -> i32[k].
+    """The k candidates with the largest `<g_i, v>`, GREATS without its redundancy term. f32[n] -> i32[k].
 
     Cost: forward and backward of candidates and validation rows, one inner product each. Source: GREATS, eq. 3 with
     the interaction left out; GhostSuite reports it equal or better at practical learning rates.
@@ -60,7 +60,7 @@ def greats_adam(signals: Signals, k: int, *, learning_rate: Any = None, key: Arr
 
 @register("cosine", needs={"losses", "alignment", "squared_norms"})
 def cosine(signals: Signals, k: int, *, learning_rate: Any = None, key: Array | None = None) -> Selection:
-    """The k candidates with the largest `<g_i, v> / |g_i|`: the cosine up to the factor `|v|`. f32[n] -> i32[k].
+    """The k candidates with the largest `<g_i, v> / |g_i|`, the cosine up to the factor `|v|`. f32[n] -> i32[k].
 
     Length no longer counts: short answers, whose gradients are large, win less often. A gradient of zero scores 0.
 
