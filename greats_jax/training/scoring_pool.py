@@ -67,6 +67,7 @@ def make_scorer(
             raise ArgumentError(f"the rule {rule.name!r} gives no score per candidate: there is nothing to list")
         losses = jnp.full(n, jnp.nan) if signals.losses is None else signals.losses
         after = state._replace(step=state.step + 1, direction=scored.direction)
+        assert signals.valid is not None  # every scorer sets it
         return after, CandidateScores(selection.scores, losses, signals.valid)
 
     return score
