@@ -6,6 +6,8 @@ that are known to be right are the validation examples. Run it with
     python examples/noisy_labels_cnn.py
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,20 +49,43 @@ class CNN(nnx.Module):
         return self.head(image.reshape(len(image), -1))
 
 
-def train(rule: str, seed: int = 0) -> dict[str, float]:
-    """Trains with a rule; returns the share of learned images whose label is right, and the accuracy on new ones."""
-    rng = np.random.default_rng(seed)
+class Task(NamedTuple):
+    """A pool of which half of the labels are wrong, and (images, labels) that are all right."""
+
+    pool: tuple[np.ndarray, np.ndarray]
+    wrong: np.ndarray  # bool[pool]
+    validation: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+
+
+def make_task(rng: np.random.Generator) -> Task:
+    """Draws all images and gives every second one of the pool another label than its own."""
     images, true = draw(rng, POOL)
     wrong = rng.permutation(POOL) < POOL // 2
     labels = np.where(wrong, (true + rng.integers(1, CLASSES, POOL)) % CLASSES, true).astype(np.int32)
-    validation, (test_images, test_labels) = draw(rng, VALIDATION), draw(rng, TEST)
+    return Task((images, labels), wrong, draw(rng, VALIDATION), draw(rng, TEST))
 
+
+def logits_of(graphdef: nnx.GraphDef, params: nnx.State, image: jax.Array) -> jax.Array:
+    """[side, side, 1] -> logits [classes]."""
+    return nnx.merge(graphdef, params)(image[None])[0]
+
+
+def accuracy(graphdef: nnx.GraphDef, params: nnx.State, images: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the images that get their label."""
+    predicted = jnp.argmax(nnx.merge(graphdef, params)(jnp.asarray(images)), -1)
+    return float(np.mean(predicted == labels))
+
+
+def train(rule: str, seed: int = 0) -> dict[str, float]:
+    """Trains with a rule; returns the share of learned images whose label is right, and the accuracy on new ones."""
+    rng = np.random.default_rng(seed)
+    (images, labels), wrong, validation, test = make_task(rng)
     graphdef, params = nnx.split(CNN(nnx.Rngs(seed)))
 
     def loss_fn(params, frozen, example):
         image, label = example
-        logits = nnx.merge(graphdef, params)(image[None])[0]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        return optax.softmax_cross_entropy_with_integer_labels(logits_of(graphdef, params, image), label)
 
     optimizer = optax.adam(RATE)
     state = TrainState.create(params, optimizer, seed)
@@ -70,8 +95,7 @@ def train(rule: str, seed: int = 0) -> dict[str, float]:
         rows = rng.choice(POOL, BATCH, replace=False)
         state, metrics = step(state, {}, (images[rows], labels[rows]), validation)
         right.append(1.0 if rule == "target_only" else np.mean(~wrong[rows][metrics.selected]))
-    predicted = jnp.argmax(nnx.merge(graphdef, state.params)(jnp.asarray(test_images)), -1)
-    return {"clean share": float(np.mean(right)), "test accuracy": float(np.mean(predicted == test_labels))}
+    return {"clean share": float(np.mean(right)), "test accuracy": accuracy(graphdef, state.params, *test)}
 
 
 def main() -> dict[str, dict[str, float]]:
