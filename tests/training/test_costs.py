@@ -33,6 +33,44 @@ def test_a_convolution_counts_each_output_times_its_window():
     assert flops == 2 * (6 * 6 * 6) * (2 * 3 * 3)
 
 
+@pytest.mark.parametrize(
+    ("rule", "forward_passes"),
+    [("random_k", 0), ("regular", 0), ("max_loss", 1), ("rho_loss", 2), ("uds(size=8, width=4)", 1)],
+)
+@pytest.mark.parametrize("validation", ["merged", "cached"])
+def test_a_rule_that_needs_losses_costs_a_forward_pass_and_its_plain_step_and_nothing_else(
+    rule, forward_passes, validation
+):
+    def loss(params, frozen, x):
+        h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, params["layers"])
+        return jnp.sum((h @ params["head"]) ** 2)
+
+    def with_summary(params, frozen, x):
+        return loss(params, frozen, x), {"nuclear": x.sum(), "projection": x[0, :4]}
+
+    n, k = 8, 3
+    params = {"layers": jnp.ones((2, 16, 16)), "head": jnp.ones((16, 5))}
+    candidates, target = jnp.ones((n, 4, 16)), jnp.ones((2, 4, 16))
+    optimizer = optax.adamw(0.1)
+    uds = "uds" in rule
+    signals = {"reference_losses": loss} if rule == "rho_loss" else {}
+    step = make_selective_step(
+        with_summary if uds else loss, optimizer, rule, k, validation, has_aux=uds,
+        row_signals={name: lambda frozen, row: loss(frozen, None, row) for name in signals},
+    )  # fmt: skip
+
+    def plain(params, rows):
+        return jax.grad(lambda p: jax.vmap(loss, (None, None, 0))(p, None, rows).mean())(params)
+
+    forward = matmul_flops(jax.vmap(loss, (None, None, 0)), params, None, candidates)
+    update = matmul_flops(plain, params, candidates[:k])
+    # UDS measures distances to its memory: two matrices of 4 columns, n rows and 8.
+    distances = 2 * n * 8 * 4 if uds else 0
+    state = TrainState.create(params, optimizer)
+    assert matmul_flops(step, state, params, candidates, target) == forward_passes * forward + update + distances
+    assert 0 < forward < update
+
+
 def test_selecting_costs_what_a_plain_step_on_the_kept_does_not_need():
     def loss(params, frozen, x):
         return jnp.sum(jnp.tanh(x @ params["w"]) ** 2)
