@@ -17,6 +17,7 @@ from greats_jax.selection import get
 from greats_jax.tasks import TaskConfig
 from greats_jax.training.own_rules import load_rules
 from greats_jax.training.step import TARGET_ONLY
+from greats_jax.training.trial import try_rule
 
 REGULAR = "regular"
 
@@ -234,6 +235,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed is {config.seed}; it must be a whole number from 0 to {2**32 - 1}")
     keep = kept(config)
+    if config.method != TARGET_ONLY:
+        try_rule(get(config.method), config.batch, keep)
     config = dataclasses.replace(config, output=_output(config))
     # Left as it was where it is ignored, so that a copy of this file with another method does not keep everything.
     if config.method in (REGULAR, TARGET_ONLY):

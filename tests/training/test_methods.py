@@ -120,6 +120,9 @@ def test_tables_that_do_not_fit_are_refused_before_anything_is_written(config_fi
     [
         (["method=greats + 1"], "has no meaning"),
         (["method=opus(temp=1)"], "opus has no setting 'temp'"),
+        (["method=opus(temperature=-1)"], "it must be above 0"),
+        (["method=partition_sel(budgets=3)"], "give one number of picks per source"),
+        (["method=greats + random_k"], "gives no score per candidate"),
         (["method=uds", "scoring.upper_layers=1"], "set scoring.upper_layers to null"),
         (["method=layer_wise", "scoring.passes=two"], "leave scoring at its defaults"),
         (["method=rho_loss", "lora=null"], "give reference.model or reference.losses"),
