@@ -19,19 +19,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from benchmark_settings import PRESETS, STEPS, Mode, Setting, floor_of
 
 from greats_jax.ghost import reference
 from greats_jax.models import Decoder, DecoderConfig, LoraConfig, RopeConfig, add_lora, combine, cut_layers, partition
+from greats_jax.selection import get
 from greats_jax.training import (
     LanguageExample,
-    Projection,
-    Scoring,
     TrainState,
     has_labels,
     language_model_loss,
@@ -39,111 +39,10 @@ from greats_jax.training import (
     split_language_model_loss,
 )
 from greats_jax.training.costs import matmul_flops
+from greats_jax.training.losses import summarised_language_model_loss
 
 PyTree = Any
-RANK = 1024  # of projected features
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """A model, a batch and the steps to time on it.
-
-    Attributes:
-        width: Model dimension d.
-        layers: Number of layers.
-        ffn: Width of the feed-forward part.
-        heads: Query heads; the head size is width / heads.
-        kv_heads: Key and value heads.
-        vocab: Vocabulary size V; the head is tied.
-        n: Candidates.
-        m: Validation rows.
-        keep: Candidates kept.
-        tokens: Length of every row.
-        rank: LoRA rank on q, k, v, o; 0 trains every parameter.
-        steps: Which steps to time beside the plain ones (see STEPS).
-        refresh: R of the cached steps.
-        dtype: Of parameters.
-        compute: Of activations.
-        remat: none, full or dots.
-        family: llama or gpt2.
-    """
-
-    width: int = 512
-    layers: int = 8
-    ffn: int = 1376
-    heads: int = 8
-    kv_heads: int = 8
-    vocab: int = 8192
-    n: int = 8
-    m: int = 1
-    keep: int = 4
-    tokens: int = 256
-    rank: int = 0
-    steps: tuple[str, ...] = ("greats",)
-    refresh: int = 8
-    dtype: str = "float32"
-    compute: str = "float32"
-    remat: str = "none"
-    family: str = "llama"
-
-
-PRESETS = {
-    "lora-merged": Setting(rank=8, steps=("greats", "first", "naive")),
-    "lora-cached": Setting(rank=8, steps=("greats-cached", "first-cached")),
-    "full-first-order": Setting(n=16, keep=8, tokens=128, steps=("first", "first-cached", "naive")),
-    "full-gram": Setting(n=16, keep=8, tokens=128, steps=("greats", "greats-cached", "naive")),
-    "small": Setting(128, 2, 344, 4, 4, 256, 16, 8, 8, 64, steps=("greats", "first", "grad-norm", "max-loss", "naive")),
-    "full-projected": Setting(n=16, keep=8, tokens=128, steps=("projected", "projected-gram", "first-projected")),
-    "full-upper": Setting(n=16, keep=8, tokens=128, steps=("upper", "upper-first", "upper-projected")),
-    "memory": Setting(
-        n=16, keep=8, tokens=128, remat="full",
-        steps=("greats", "two-pass", "two-pass-micro", "two-pass-first", "naive"),
-    ),
-    "compile": Setting(256, 24, 688, 4, 4, 1024, 8, 1, 4, 64, steps=("greats", "first", "two-pass")),
-    "gpt2": Setting(
-        768, 12, 3072, 12, 12, 50304, 16, 1, 8, 512, family="gpt2",
-        steps=("greats", "first", "first-cached", "projected", "upper", "naive"),
-    ),
-    "smollm2": Setting(576, 30, 1536, 9, 3, 49152, 16, 1, 8, 512, 16, ("greats", "first", "greats-cached", "naive")),
-    "llama-8b": Setting(
-        4096, 32, 14336, 32, 8, 128256, 8, 1, 4, 512, 8, ("greats", "first", "greats-cached"),
-        dtype="bfloat16", compute="bfloat16",
-    ),
-    "llama-8b-full": Setting(
-        4096, 32, 14336, 32, 8, 128256, 8, 1, 4, 512, 0, ("greats", "first", "projected", "upper-projected"),
-        dtype="bfloat16", compute="bfloat16",
-    ),
-}  # fmt: skip
-
-
-class Mode(NamedTuple):
-    """A selective step: its rule, how validation enters, how scores are computed, and whether the loss is cut."""
-
-    rule: str = "greats"
-    validation: Literal["merged", "cached"] = "merged"
-    scoring: Scoring = Scoring()
-    upper: bool = False
-
-
-STEPS = {
-    "greats": Mode(),
-    "first": Mode("greats_first_order"),
-    "greats-cached": Mode(validation="cached"),
-    "first-cached": Mode("greats_first_order", "cached"),
-    "grad-norm": Mode("grad_norm"),
-    "max-loss": Mode("max_loss"),
-    "projected": Mode(scoring=Scoring(projection=Projection(RANK, "projected"))),
-    "projected-gram": Mode(scoring=Scoring(projection=Projection(RANK))),
-    "first-projected": Mode("greats_first_order", scoring=Scoring(projection=Projection(RANK, "projected"))),
-    "upper": Mode(upper=True),
-    "upper-first": Mode("greats_first_order", upper=True),
-    "upper-projected": Mode(scoring=Scoring(projection=Projection(RANK, "projected")), upper=True),
-    "two-pass": Mode(scoring=Scoring("two")),
-    "two-pass-first": Mode("greats_first_order", scoring=Scoring("two")),
-    "two-pass-cached": Mode(validation="cached", scoring=Scoring("two")),
-    "two-pass-micro": Mode(scoring=Scoring("two", 4)),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +58,8 @@ class Result:
     compile_seconds: float
 
 
-def build(setting: Setting) -> tuple[dict[bool, Any], PyTree, PyTree]:
-    """The loss, whole and cut after half of the layers, and the parameters of a model with random weights."""
+def build(setting: Setting) -> tuple[dict[str, Any], PyTree, PyTree]:
+    """The loss (whole, with summaries, and cut after half of the layers) and a model's parameters, drawn at random."""
     gpt2 = setting.family == "gpt2"
     config = DecoderConfig(
         family=setting.family,
@@ -187,10 +86,13 @@ def build(setting: Setting) -> tuple[dict[bool, Any], PyTree, PyTree]:
         model = add_lora(model, LoraConfig(setting.rank, 2.0 * setting.rank, 0.0, TARGETS), jax.random.key(1))
     graphdef, params, frozen = partition(model)
     half = setting.layers // 2
-    losses: dict[bool, Any] = {False: language_model_loss(graphdef, combine)}
+    losses: dict[str, Any] = {
+        "whole": language_model_loss(graphdef, combine),
+        "summaries": summarised_language_model_loss(graphdef, combine),
+    }
     if half:
         cut = functools.partial(cut_layers, at=half, tied=config.tied)
-        losses[True] = split_language_model_loss(graphdef, combine, cut, half)
+        losses["upper"] = split_language_model_loss(graphdef, combine, cut, half)
     return losses, params, frozen
 
 
@@ -229,37 +131,21 @@ def naive_step(loss_fn: Callable[..., Any], optimizer: optax.GradientTransformat
     return jax.jit(step, donate_argnums=0)
 
 
-def floor_of(setting: Setting, name: str) -> float | None:
-    """Cost over the plain step on n if scoring were free (the cost model of docs/performance.md).
-
-    The plain step is a forward pass, one backward pass to activations and one to weights (none of these for LoRA's
-    base), each of one unit; rematerialisation adds a forward pass.
-    """
-    n, m, k = setting.n, setting.m, setting.keep
+def state_kind(name: str) -> tuple[bool, str | None]:
+    """Whether a step keeps a direction in its state, and the rule whose memory it keeps."""
     if name not in STEPS:
-        return None
+        return False, None
     mode = STEPS[name]
-    forward = 1.0 if setting.remat == "none" else 2.0
-    weights = 0.0 if setting.rank else 1.0
-    plain = forward + 1 + weights
-    if mode.rule == "max_loss":
-        return (1 + plain * k / n) / plain
-    share = 0.0 if mode.rule == "grad_norm" else m / n / (setting.refresh if mode.validation == "cached" else 1)
-    if mode.scoring.passes == "two":
-        return ((1 + share) * (forward + 1) + plain * k / n) / plain
-    if mode.upper:
-        above = upper_share(setting)
-        through_head = above * ((1 + share) * forward + weights * k / n)
-        return (1 + share + through_head + (1 - above) * (forward + weights) * k / n) / plain
-    return ((1 + share) * (forward + 1) + weights * k / n) / plain
+    reserve = mode.validation == "cached" or mode.scoring.micro_batches > 1
+    return reserve, mode.rule if get(mode.rule).init else None
 
 
-def upper_share(setting: Setting) -> float:
-    """The part of a pass that the upper half of the layers and the head cost."""
-    d, kv = setting.width, setting.kv_heads / setting.heads
-    layer = d * d * (2 + 2 * kv) + (2 if setting.family == "gpt2" else 3) * d * setting.ffn
-    above = layer * (setting.layers - setting.layers // 2) + d * setting.vocab
-    return above / (layer * setting.layers + d * setting.vocab)
+def new_state(params: PyTree, optimizer: optax.GradientTransformation, kind: tuple[bool, str | None]) -> TrainState:
+    """A state of that kind."""
+    reserve, rule = kind
+    init = None if rule is None else get(rule).init
+    memory = None if init is None else init()
+    return TrainState.create(params, optimizer, reserve_direction=reserve, memory=memory)
 
 
 def measure(setting: Setting, rounds: int) -> list[Result]:
@@ -269,9 +155,10 @@ def measure(setting: Setting, rounds: int) -> list[Result]:
     candidates, validation = rows(setting, setting.n, 2), rows(setting, setting.m, 3)
 
     def selective(mode: Mode, keep: int) -> Callable:
+        kind = "upper" if mode.upper else "summaries" if mode.summaries else "whole"
         return make_selective_step(
-            losses[mode.upper], optimizer, mode.rule, keep, mode.validation, setting.refresh, learning_rate=1e-3,
-            is_valid=has_labels, scoring=mode.scoring,
+            losses[kind], optimizer, mode.rule, keep, mode.validation, setting.refresh, learning_rate=1e-3,
+            is_valid=has_labels, has_aux=mode.summaries, scoring=mode.scoring,
         )  # fmt: skip
 
     steps: dict[str, Callable] = {
@@ -280,20 +167,15 @@ def measure(setting: Setting, rounds: int) -> list[Result]:
     }
     for name in setting.steps:
         naive = name == "naive"
-        steps[name] = naive_step(losses[False], optimizer, setting) if naive else selective(STEPS[name], setting.keep)
+        steps[name] = naive_step(losses["whole"], optimizer, setting) if naive else selective(STEPS[name], setting.keep)
 
-    # Steps take turns on one state, so that a large model is there once; only some need room for a direction.
-    directed = {
-        name: name in STEPS and (STEPS[name].validation == "cached" or STEPS[name].scoring.micro_batches > 1)
-        for name in steps
-    }
-    states = {
-        reserve: TrainState.create(params, optimizer, reserve_direction=reserve) for reserve in set(directed.values())
-    }
+    # Steps take turns on one state, so that a large model is there once; only some need room for a direction or memory.
+    kinds = {name: state_kind(name) for name in steps}
+    states = {kind: new_state(params, optimizer, kind) for kind in set(kinds.values())}
     del params
     compiled, facts = {}, {}
     for name, step in steps.items():
-        inputs = states[directed[name]], frozen, candidates, validation
+        inputs = states[kinds[name]], frozen, candidates, validation
         flops = matmul_flops(step, *inputs, branch_share=1 / setting.refresh)
         began = time.perf_counter()
         try:
@@ -308,7 +190,7 @@ def measure(setting: Setting, rounds: int) -> list[Result]:
         for name in list(compiled):
             # A cached step is cheap in R - 1 of R calls: time a whole cycle of R.
             calls = setting.refresh if name in STEPS and STEPS[name].validation == "cached" else 1
-            state = states[directed[name]]
+            state = states[kinds[name]]
             began = time.perf_counter()
             try:
                 for _ in range(calls):
@@ -317,10 +199,9 @@ def measure(setting: Setting, rounds: int) -> list[Result]:
             except jax.errors.JaxRuntimeError as error:
                 print(f"{name}: does not run here ({str(error).splitlines()[0][:120]})", file=sys.stderr)
                 del compiled[name], state  # its arrays were donated
-                fresh = TrainState.create(build(setting)[1], optimizer, reserve_direction=directed[name])
-                states[directed[name]] = fresh
+                states[kinds[name]] = new_state(build(setting)[1], optimizer, kinds[name])
                 continue
-            states[directed[name]] = state
+            states[kinds[name]] = state
             if number:  # the first round warms up
                 times[name].append((time.perf_counter() - began) / calls)
     medians = {name: statistics.median(values) for name, values in times.items() if values}

@@ -8,12 +8,12 @@ TINY = "--width 16 --layers 2 --ffn 24 --heads 2 --kv_heads 2 --vocab 32 --n 4 -
 
 
 @pytest.fixture(scope="module")
-def benchmark(load_script):
-    return load_script("benchmark_step")
+def benchmark(load_program):
+    return load_program("scripts/benchmark_step.py")
 
 
 def test_a_preset_is_measured_and_written_down(benchmark, tmp_path, capsys):
-    steps = "greats,upper-projected,two-pass-micro,naive"
+    steps = "greats,uds,upper-projected,two-pass-micro,naive"
     benchmark.main(["small", *TINY.split(), "--steps", steps, "--json", str(tmp_path / "found.json")])
     table = capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())
@@ -32,6 +32,12 @@ def test_a_preset_is_measured_and_written_down(benchmark, tmp_path, capsys):
         ("lora-cached", "greats-cached", 1 + 1 / 64),
         ("small", "greats", 7 / 6),
         ("small", "max-loss", 5 / 6),
+        ("signals", "random-k", 1 / 2),
+        ("signals", "max-loss", 1),
+        ("signals", "uds", 1),
+        ("signals", "adam", 9 / 8),
+        ("signals", "layer-wise", 9 / 8),
+        ("signals", "adam-cached", 1 + 1 / 64),
         ("memory", "two-pass", (17 / 16 * 3 + 0.5 * 4) / 4),
     ],
 )
