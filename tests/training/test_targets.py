@@ -67,9 +67,9 @@ WAYS = {
 @pytest.mark.parametrize(
     ("combine", "way", "rule"),
     [
-        ("mean", "one pass", "greats"), ("mean", "two passes", "greats"), ("mean", "micro-batches", "greats"),
+        ("mean", "one pass", "greats"), ("mean", "micro-batches", "greats"),
         ("max", "one pass", "greats"), ("max", "two passes", "greats"), ("max", "projected Gram", "greats"),
-        ("max", "one pass", "greats_first_order"), ("worst", "one pass", "greats"), ("worst", "two passes", "cosine"),
+        ("worst", "one pass", "greats"), ("worst", "two passes", "cosine"),
         ("worst", "a cached direction", "greats"), ("mean", "one pass", "layer_wise"),
     ],
 )  # fmt: skip
