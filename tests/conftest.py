@@ -2,7 +2,10 @@
 
 import importlib.util
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 # Before the first import of jax or a Hugging Face library: each reads these once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -39,6 +42,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def load_program(repository) -> Callable[[str], ModuleType]:
+    """Imports a program beside the package, such as `scripts/benchmark_step.py`, without running it."""
+
+    def load(file: str) -> ModuleType:
+        path = repository / file
+        # As when it is run: those beside it can be imported.
+        if str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # its dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -178,9 +178,7 @@ def test_a_model_that_is_not_there_or_damaged(capsys, config_file, tiny_model, t
 
 def test_an_output_that_cannot_be_written_or_is_taken(capsys, config_file, tmp_path):
     (tmp_path / "file").write_text("mine")
-    assert "cannot create this run folder" in fails(
-        capsys, ["train", str(config_file), f"output={tmp_path}/file/run"], 1
-    )
+    assert "cannot create this folder" in fails(capsys, ["train", str(config_file), f"output={tmp_path}/file/run"], 1)
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "notes.txt").write_text("mine")

@@ -8,7 +8,7 @@ import numpy as np
 
 from greats_jax.analysis.taylor_report import RULES, Fit
 from greats_jax.analysis.taylor_run import GRADIENT_DESCENT, OPTIMIZER, PREDICTIONS, Outcome, TaylorResult
-from greats_jax.errors import RunError
+from greats_jax.training.plots import figure_class
 
 
 def plot_taylor(result: TaylorResult, found: Sequence[Fit], folder: Path) -> list[Path]:
@@ -25,16 +25,13 @@ def plot_taylor(result: TaylorResult, found: Sequence[Fit], folder: Path) -> lis
     Raises:
         RunError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RunError("no pictures were drawn: run pip install matplotlib") from None
+    make_figure = figure_class()
     names = {GRADIENT_DESCENT: "gradient descent", OPTIMIZER: result.config.optimizer.name}
     files = {GRADIENT_DESCENT: "predictions-gradient-descent.png", OPTIMIZER: "predictions-optimizer.png"}
     paths = []
     for step, file in files.items():
         count = len(PREDICTIONS[step])
-        figure = Figure(figsize=(3.6 * count, 3.9), layout="constrained")
+        figure = make_figure(figsize=(3.6 * count, 3.9), layout="constrained")
         figure.suptitle(
             f"{names[step]}, learning rate {result.rate:g}: change of the validation loss (nats per token) by a step "
             f"on {result.keep} of {result.config.batch} candidates"
@@ -45,7 +42,7 @@ def plot_taylor(result: TaylorResult, found: Sequence[Fit], folder: Path) -> lis
             _draw_prediction(axes, rows, fits[name])
         figure.savefig(folder / file, dpi=130)
         paths.append(folder / file)
-    figure = Figure(figsize=(10.0, 6.4), layout="constrained")
+    figure = make_figure(figsize=(10.0, 6.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     for column, step in enumerate(files):
         _draw_rates(panels[:, column], [fit for fit in found if fit.step == step], names[step], result.rate)

@@ -12,6 +12,7 @@ from greats_jax.cli.tables import aligned
 from greats_jax.errors import RunError
 from greats_jax.training.config import resolve
 from greats_jax.training.config_loading import load_config
+from greats_jax.training.run_folder import claim
 
 
 def taylor(arguments: argparse.Namespace) -> int:
@@ -20,7 +21,7 @@ def taylor(arguments: argparse.Namespace) -> int:
     plan = TaylorPlan(arguments.subsets, arguments.batches, arguments.after, arguments.learning_rate)
     folder = Path(arguments.output or f"{config.output}-taylor")
     made = not folder.exists()
-    _claim(folder)
+    claim(folder, "--output")
     try:
         with Progress("subsets") as shown:
             result = run_taylor(config, plan, shown.say, shown.count)
@@ -41,18 +42,3 @@ def taylor(arguments: argparse.Namespace) -> int:
     for path in paths:
         print(path)
     return 0
-
-
-def _claim(folder: Path) -> None:
-    """Create the folder now, so that minutes of work are not lost for want of a place."""
-    try:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise RunError(f"{folder}: this folder is not empty; name another with --output, nothing is written over")
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise RunError(
-            f"{folder}: cannot be written to ({error.strerror or error}); name another with --output"
-        ) from None

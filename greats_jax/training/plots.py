@@ -9,6 +9,19 @@ from greats_jax.errors import RunError
 Record = Mapping[str, Any]
 
 
+def figure_class() -> type[Any]:
+    """Matplotlib's Figure, which needs no pyplot: no global state, no display, safe inside a user's notebook.
+
+    Raises:
+        RunError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise RunError("no pictures were drawn: run pip install matplotlib") from None
+    return Figure
+
+
 def plot_run(metrics: Sequence[Record], sources: Mapping[str, Record], folder: Path) -> list[Path]:
     """Draw training loss, perplexity and the share of each source.
 
@@ -23,10 +36,7 @@ def plot_run(metrics: Sequence[Record], sources: Mapping[str, Record], folder: P
     Raises:
         RunError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RunError("no curves were drawn: run pip install matplotlib") from None
+    make_figure = figure_class()
     folder.mkdir(parents=True, exist_ok=True)
     drawings = {
         "loss.png": lambda axes: _draw_loss(axes, [r for r in metrics if r["event"] == "step"]),
@@ -35,8 +45,7 @@ def plot_run(metrics: Sequence[Record], sources: Mapping[str, Record], folder: P
     }
     paths = []
     for name, draw in drawings.items():
-        # A Figure of its own, without pyplot: no global state, no display, safe inside a user's notebook.
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        figure = make_figure(figsize=(6.4, 4.0), layout="constrained")
         draw(figure.subplots())
         figure.savefig(folder / name, dpi=150)
         paths.append(folder / name)

@@ -23,22 +23,26 @@ CONFIG, METRICS, SELECTIONS, SUMMARY = "config.yaml", "metrics.jsonl", "selectio
 CURVES, ADAPTER, MODEL = "curves", "adapter", "model"
 
 
-def claim(folder: Path) -> None:
-    """Create the run folder, or say why it cannot be used.
+def claim(folder: Path, option: str = "output=...") -> None:
+    """Create the folder for results, or say why it cannot be used.
+
+    Args:
+        folder: The folder.
+        option: How the user names another one.
 
     Raises:
         RunError: It exists and is not empty, or it cannot be created or written to.
     """
     try:
         if folder.is_dir() and any(folder.iterdir()):
-            raise RunError(f"{folder}: this run folder is not empty; choose another with output=... or move it away")
+            raise RunError(f"{folder}: this folder is not empty; choose another with {option} or move it away")
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
         reason = error.strerror or error
-        raise RunError(f"{folder}: cannot create this run folder ({reason}); choose another with output=...") from None
+        raise RunError(f"{folder}: cannot create this folder ({reason}); choose another with {option}") from None
 
 
 def abandon(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -19,22 +21,21 @@ def try_rule(rule: Rule, n: int, k: int) -> None:
         return  # its state looks different for every optimizer
     vector, whole = jax.ShapeDtypeStruct((n,), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
     rows = jax.ShapeDtypeStruct((n, 8), jnp.float32)
-    every = Signals(
-        losses=vector,
-        alignment=vector,
-        gram=jax.ShapeDtypeStruct((n, n), jnp.float32),
-        squared_norms=vector,
-        per_leaf_alignment={"parameter": vector},
-        reference_losses=vector,
-        embeddings=rows,
-        logit_summaries={"nuclear": vector, "projection": jax.ShapeDtypeStruct((n, 1024), jnp.float32)},
-        sources=whole,
-        valid=jax.ShapeDtypeStruct((n,), jnp.bool_),
-        preconditioned_alignment=vector,
-        validation_embeddings=rows,
-    )
-    named = zip(Signals._fields, every, strict=True)
-    needed = Signals(**{name: x for name, x in named if name in rule.needs | {"valid"}})
+    shapes: dict[str, Any] = {
+        "losses": vector,
+        "alignment": vector,
+        "gram": jax.ShapeDtypeStruct((n, n), jnp.float32),
+        "squared_norms": vector,
+        "per_leaf_alignment": {"parameter": vector},
+        "reference_losses": vector,
+        "embeddings": rows,
+        "logit_summaries": {"nuclear": vector, "projection": jax.ShapeDtypeStruct((n, 1024), jnp.float32)},
+        "sources": whole,
+        "valid": jax.ShapeDtypeStruct((n,), jnp.bool_),
+        "preconditioned_alignment": vector,
+        "validation_embeddings": rows,
+    }
+    needed = Signals(**{name: x for name, x in shapes.items() if name in rule.needs | {"valid"}})
 
     def program(signals: Signals, rate: jax.Array, key: jax.Array) -> object:
         memory = None if rule.init is None else rule.init()

@@ -9,8 +9,8 @@ from greats_jax.selection import Signals
 
 
 @pytest.fixture(scope="module")
-def example(load_example):
-    return load_example("new_objective")
+def example(load_program):
+    return load_program("examples/new_objective.py")
 
 
 def test_the_new_rule_beats_chance_in_the_step(example, capsys):

@@ -1,8 +1,8 @@
 import re
 
 
-def test_two_lines_make_the_loop_selective_and_better(repository, load_example, capsys):
-    example = load_example("nnx_loop")
+def test_two_lines_make_the_loop_selective_and_better(repository, load_program, capsys):
+    example = load_program("examples/nnx_loop.py")
     selective = example.main()
     source = (repository / "examples" / "nnx_loop.py").read_text(encoding="utf-8")
     # Each plain line takes the place of the selective line below it.

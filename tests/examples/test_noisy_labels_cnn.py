@@ -3,8 +3,8 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def example(load_example):
-    return load_example("noisy_labels_cnn")
+def example(load_program):
+    return load_program("examples/noisy_labels_cnn.py")
 
 
 def test_gradients_find_the_right_labels(example, monkeypatch, capsys):

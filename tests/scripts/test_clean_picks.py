@@ -7,8 +7,8 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def script(load_script):
-    return load_script("clean_picks")
+def script(load_program):
+    return load_program("scripts/clean_picks.py")
 
 
 def test_shares_are_measured_against_chance_in_the_same_seed(script, tmp_path, capsys):

@@ -6,8 +6,8 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def compare(load_script):
-    return load_script("compare_scores")
+def compare(load_program):
+    return load_program("scripts/compare_scores.py")
 
 
 def test_every_way_is_ranked_against_exact_scores(compare, config_file, capsys):

@@ -11,8 +11,8 @@ RECORD = re.compile(r"qty=(\d+); item=(\w+) (\w+); to=(\w+); by=(\w{3})")
 
 
 @pytest.fixture(scope="module")
-def script(load_script) -> ModuleType:
-    return load_script("make_quickstart")
+def script(load_program) -> ModuleType:
+    return load_program("scripts/make_quickstart.py")
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def test_rho_loss_takes_the_base_model_or_a_second_one_or_a_table(config_file, t
     losses = {}
     for selection in (*of_base, *of_second):
         first = zip(selection.candidates, selection.losses, selection.scores, strict=True)
-        losses |= {name: loss - score for name, loss, score in first}
+        losses |= {name: float(loss or 0) - float(score or 0) for name, loss, score in first}
     pool = load_data(load_config(config_file), tokenizer_of(tiny_model)).pool
     rows = [(example.id, losses.get(example.id, 1.0)) for example in pool.examples]
     table = pa.table({"id": [name for name, _ in rows], "loss": [loss for _, loss in rows]})

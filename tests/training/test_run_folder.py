@@ -27,7 +27,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("mine")
     for folder in (file, file / "below"):
-        with pytest.raises(RunError, match="cannot create this run folder"):
+        with pytest.raises(RunError, match="cannot create this folder"):
             claim(folder)
     assert file.read_text() == "mine"
 
