@@ -252,3 +252,17 @@ def test_mistakes_are_named():
     step, state = step_and_state(learning_rate=None)
     with pytest.raises(ArgumentError, match="needs the learning rate"):
         step(state, FROZEN, CANDIDATES, VALIDATION)
+
+
+def test_rows_are_run_one_by_one_only_when_they_must_be():
+    """What a loop does not need its carry for, the compiler moves out of it: then every step would run rows twice."""
+
+    def layered(params, frozen, x):
+        return jnp.mean(jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, params)[0] ** 2)
+
+    optimizer = optax.sgd(0.1)
+    step = make_selective_step(layered, optimizer, "regular", 8)
+    state = TrainState.create(normal(0, 12, 16, 16), optimizer)
+    program = step.lower(state, {}, normal(1, 8, 5, 16), None).compile().as_text()
+    entry = program[program.index("\nENTRY") :]
+    assert entry.count(" while(") == 3, "layers forward, layers backward, and the loop that mends"
