@@ -45,8 +45,8 @@ class Projection:
     Attributes:
         rank: number of features of an example; the error of an inner product falls with its square root.
         alignment: `exact`: only the Gram matrix and norms are estimated; `projected`: the alignment too, which saves
-            the contraction with the validation gradient (needs `validation="merged"`). The alignment after the optimizer
-            is then estimated in one pass, and exact in two.
+            the contraction with the validation gradient (needs `validation="merged"`). The one after the optimizer is
+            then estimated in one pass, and exact in two.
     """
 
     rank: int = 1024
