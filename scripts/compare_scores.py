@@ -30,8 +30,8 @@ from greats_jax.training import (
     make_selective_step,
     split_language_model_loss,
 )
-from greats_jax.training.config import resolve
 from greats_jax.training.draws import validation_rows
+from greats_jax.training.resolving import resolve
 from greats_jax.training.setup import load_data, load_initial
 
 

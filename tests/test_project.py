@@ -62,8 +62,8 @@ def test_changelog_knows_the_version_or_has_unreleased_changes(repository):
     "path", sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_every_configuration_of_the_project_is_valid(path):
-    from greats_jax.training.config import resolve
     from greats_jax.training.config_loading import load_config
+    from greats_jax.training.resolving import resolve
 
     config = resolve(load_config(path))
     assert config.keep is not None

@@ -69,8 +69,8 @@ def test_names_imported_in_python_examples_exist(repository, document):
 
 
 def test_the_configuration_in_the_readme_is_valid(repository, tmp_path):
-    from greats_jax.training.config import resolve
     from greats_jax.training.config_loading import load_config
+    from greats_jax.training.resolving import resolve
 
     (example,) = blocks(repository / "README.md", "yaml")
     (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")

@@ -19,10 +19,11 @@ from greats_jax.data import Example, bucket_lengths, collate
 from greats_jax.errors import ArgumentError, ConfigError, ModelError, RunError
 from greats_jax.models import Decoder, combine, from_pretrained, load_adapter, load_tokenizer, partition
 from greats_jax.selection import Rule, get
-from greats_jax.training.config import ScoringConfig, TrainConfig, ValidationConfig, resolve
+from greats_jax.training.config import ScoringConfig, TrainConfig, ValidationConfig
 from greats_jax.training.example_facts import load_facts
 from greats_jax.training.losses import LanguageExample, has_labels, language_model_loss, language_rows
 from greats_jax.training.optimizers import build_optimizer
+from greats_jax.training.resolving import resolve
 from greats_jax.training.result import RunResult
 from greats_jax.training.run_folder import ADAPTER, MODEL
 from greats_jax.training.scoring import STEERED

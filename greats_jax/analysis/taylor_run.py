@@ -20,11 +20,12 @@ from greats_jax.data import CandidateSampler, collate
 from greats_jax.errors import ConfigError, RunError
 from greats_jax.ghost import PerExampleGrads, value_and_per_example_grads
 from greats_jax.models import combine, load_tokenizer, partition
-from greats_jax.training.config import TrainConfig, kept, resolve, total_steps
+from greats_jax.training.config import TrainConfig
 from greats_jax.training.draws import validation_rows
 from greats_jax.training.losses import LanguageExample, has_labels, label_count, language_model_loss, language_rows
 from greats_jax.training.optimizers import build_optimizer, build_schedule
 from greats_jax.training.preconditioning import precondition
+from greats_jax.training.resolving import kept, resolve, total_steps
 from greats_jax.training.setup import check_lengths, load_data, load_initial
 from greats_jax.training.state import TrainState, floating, with_floating
 from greats_jax.training.step import make_selective_step

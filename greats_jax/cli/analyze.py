@@ -10,8 +10,8 @@ from greats_jax.analysis.taylor_run import TaylorPlan, run_taylor
 from greats_jax.cli.progress import Progress
 from greats_jax.cli.tables import aligned
 from greats_jax.errors import RunError
-from greats_jax.training.config import resolve
 from greats_jax.training.config_loading import load_config
+from greats_jax.training.resolving import resolve
 from greats_jax.training.run_folder import claim
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from greats_jax.errors import RunError
 from greats_jax.training.chosen import chosen_records
-from greats_jax.training.config import TARGET_ONLY
 from greats_jax.training.jsonl import JsonLines
 from greats_jax.training.result import RunResult
 from greats_jax.training.setup import load_data, load_trained
+from greats_jax.training.step import TARGET_ONLY
 
 
 def export(folder: str, what: str, to: str) -> int:

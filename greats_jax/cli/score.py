@@ -6,8 +6,8 @@ from pathlib import Path
 from greats_jax.analysis.score_run import ScoredModel, model_of_config, model_of_run, score_pool
 from greats_jax.cli.progress import Progress
 from greats_jax.errors import ConfigError
-from greats_jax.training.config import resolve
 from greats_jax.training.config_loading import load_config
+from greats_jax.training.resolving import resolve
 
 
 def score(arguments: argparse.Namespace) -> int:

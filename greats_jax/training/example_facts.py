@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from greats_jax.data import Example, Pool
 from greats_jax.errors import DataError
 from greats_jax.models import load_sentence_encoder
-from greats_jax.training.config import TrainConfig, needed
+from greats_jax.training.config import TrainConfig
 from greats_jax.training.embeddings import default_cache, embed
 from greats_jax.training.inputs import ExampleFacts, Extras
+from greats_jax.training.resolving import needed
 from greats_jax.training.setup import TaskData
 
 

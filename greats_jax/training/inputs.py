@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from greats_jax.data import Candidates, CandidateSampler, LanguageBatch, collate
-from greats_jax.training.config import TARGET_ONLY, TrainConfig, needed
+from greats_jax.training.config import TrainConfig
 from greats_jax.training.draws import recent_indices, validation_indices
 from greats_jax.training.losses import LanguageExample
+from greats_jax.training.resolving import needed
 from greats_jax.training.scoring import GUIDED, STEERED
 from greats_jax.training.setup import TaskData
+from greats_jax.training.step import TARGET_ONLY
 from greats_jax.training.targets import Targets
 
 Extras = dict[str, np.ndarray]

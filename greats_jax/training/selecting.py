@@ -12,7 +12,7 @@ import optax
 from transformers import PreTrainedTokenizerBase
 
 from greats_jax.models import DecoderConfig, combine, cut_layers
-from greats_jax.training.config import ScoringConfig, TrainConfig, needed
+from greats_jax.training.config import ScoringConfig, TrainConfig
 from greats_jax.training.inputs import fact, source_of, targets_of
 from greats_jax.training.losses import (
     has_labels,
@@ -22,6 +22,7 @@ from greats_jax.training.losses import (
 )
 from greats_jax.training.optimizers import build_preconditioner
 from greats_jax.training.references import load_reference
+from greats_jax.training.resolving import needed
 from greats_jax.training.scoring import Projection, Scoring
 from greats_jax.training.signals import RowSignal, SignalOptions
 from greats_jax.training.split_loss import SplitLoss

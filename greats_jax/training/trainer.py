@@ -11,7 +11,7 @@ import optax
 from greats_jax.data import CandidateSampler
 from greats_jax.errors import ConfigError, RunError
 from greats_jax.models import combine, load_tokenizer, partition, save_adapter, save_pretrained
-from greats_jax.training.config import REGULAR, TARGET_ONLY, TrainConfig, kept, resolve, total_steps
+from greats_jax.training.config import TrainConfig
 from greats_jax.training.costs import selection_share
 from greats_jax.training.draws import prefetch
 from greats_jax.training.evaluation import evaluate_tasks, evaluation_sets, row_losses
@@ -23,6 +23,7 @@ from greats_jax.training.losses import LanguageExample, label_count, language_mo
 from greats_jax.training.optimizers import build_optimizer, build_schedule
 from greats_jax.training.plots import plot_run
 from greats_jax.training.recording import Recorder
+from greats_jax.training.resolving import REGULAR, kept, resolve, total_steps
 from greats_jax.training.result import RunResult
 from greats_jax.training.run_folder import (
     ADAPTER,
@@ -38,7 +39,7 @@ from greats_jax.training.run_folder import (
 from greats_jax.training.selecting import Model, Selecting, prepare_selecting
 from greats_jax.training.setup import TaskData, check_lengths, load_data, load_initial
 from greats_jax.training.state import TrainState
-from greats_jax.training.step import make_selective_step
+from greats_jax.training.step import TARGET_ONLY, make_selective_step
 from greats_jax.training.summary import summarize
 from greats_jax.training.trackers import build_trackers, check_trackers
 

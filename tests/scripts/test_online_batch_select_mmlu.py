@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from greats_jax.training.config import TrainConfig, kept, resolve
+from greats_jax.training.config import TrainConfig
 from greats_jax.training.config_loading import load_config
+from greats_jax.training.resolving import kept, resolve
 
 PUBLISHED = "GREATS 2 0.05 5 mmlu some/model 1 2e-05 11 1 sociology"
 

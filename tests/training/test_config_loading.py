@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 
 from greats_jax.errors import ConfigError
-from greats_jax.training.config import TrainConfig, resolve
+from greats_jax.training.config import TrainConfig
 from greats_jax.training.config_loading import load_config, to_yaml
+from greats_jax.training.resolving import resolve
 
 BASE = """
 model: some/model

@@ -5,16 +5,8 @@ import pytest
 from greats_jax.data import DataConfig, SourceConfig
 from greats_jax.errors import ConfigError
 from greats_jax.models import LoraConfig
-from greats_jax.training.config import (
-    ModelConfig,
-    OptimizerConfig,
-    ScoringConfig,
-    TrainConfig,
-    ValidationConfig,
-    kept,
-    resolve,
-    total_steps,
-)
+from greats_jax.training.config import ModelConfig, OptimizerConfig, ScoringConfig, TrainConfig, ValidationConfig
+from greats_jax.training.resolving import kept, resolve, total_steps
 
 CONFIG = TrainConfig(model=ModelConfig("m"), data=DataConfig(sources=(SourceConfig("a.jsonl"),)))
 
