@@ -291,20 +291,24 @@ def test_commands_on_what_is_no_run(capsys, tmp_path):
 
 def test_interrupting_saves_what_was_done(config_file, tmp_path):
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "greats_jax", "train", str(config_file), "steps=100000"],
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while not ((run / "selections.jsonl").exists() and (run / "selections.jsonl").stat().st_size > 0):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    # Into files: what a pipe holds and nobody reads would stop the program once it is full.
+    told, shown = tmp_path / "stderr.txt", tmp_path / "stdout.txt"
+    with told.open("w") as stderr, shown.open("w") as stdout:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "greats_jax", "train", str(config_file), "steps=100000"],
+            stderr=stderr, stdout=stdout, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while not ((run / "selections.jsonl").exists() and (run / "selections.jsonl").stat().st_size > 0):
+                assert process.poll() is None, told.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+    out, err = shown.read_text(), told.read_text()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted after" in err

@@ -37,7 +37,8 @@ def run(config_file: Path, *overrides: str) -> tuple[RunResult, list[Selected]]:
 @pytest.mark.parametrize(
     "method",
     [
-        "greats_adam", "opus(temperature=0.5)", "layer_wise", "partition_sel(budgets=[2, 1])", "rho_loss",
+        "greats_adam", "layer_wise", "partition_sel(budgets=[2, 1])",
+        pytest.param("opus(temperature=0.5)", marks=pytest.mark.slow),
         "quota(0.5*normalised(greats) + 0.5*uds, share=0.5)",
     ],
 )  # fmt: skip
@@ -151,7 +152,9 @@ def test_recent_candidates_stand_in_for_a_validation_set(config_file):
     assert selections[0].candidates == inputs(0).candidates.ids
 
 
-@pytest.mark.parametrize("combine", ["mean", "max", "worst"])
+@pytest.mark.parametrize(
+    "combine", ["max", pytest.param("mean", marks=pytest.mark.slow), pytest.param("worst", marks=pytest.mark.slow)]
+)
 def test_one_run_serves_several_tasks(config_file, tiny_data, combine):
     more = {"name": "examples", "path": f"{tiny_data}/noise.jsonl", "n_validation": 3, "n_test": 4}
     result, _ = run(config_file, f"more_tasks=[{json.dumps(more)}]", f"validation.combine={combine}")

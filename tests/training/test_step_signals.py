@@ -39,11 +39,16 @@ from greats_jax.training import Projection, Scoring, TrainState, make_selective_
 
 MIXED = "0.5*normalised(greats) + 0.5*normalised(greats_adam)"
 WRITTEN_OUT = [
-    ("greats_adam", "merged"), ("greats_adam", "cached"),
-    ("greats_adam", "micro-batches"), ("opus", "merged"), ("cosine", "merged"),
-    ("cosine", "micro-batches"), ("partition_sel", "merged"), ("partition_sel", "two passes, cached"),
-    ("rho_loss", "merged"), ("sbert", "merged"), (UDS, "merged"), (f"{UDS} + 0.1*greats", "cached"),
-    (MIXED, "merged"), (MIXED, "two passes"), ("soft(quota(diverse(max_loss)))", "merged"),
+    ("greats_adam", "merged"), ("greats_adam", "micro-batches"), ("opus", "merged"), ("cosine", "merged"),
+    ("partition_sel", "merged"), ("rho_loss", "merged"), ("sbert", "merged"), (UDS, "merged"), (MIXED, "merged"),
+    ("soft(quota(diverse(max_loss)))", "merged"),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in [
+            ("greats_adam", "cached"), ("cosine", "micro-batches"), ("partition_sel", "two passes, cached"),
+            (f"{UDS} + 0.1*greats", "cached"), (MIXED, "two passes"),
+        ]
+    ),
 ]  # fmt: skip
 
 
@@ -211,9 +216,14 @@ SPOILT = {
 }
 UNSEEN = {"regular", "random_k", "max_loss", "rho_loss", "sbert", UDS}  # rules that look at no gradient
 EVERY_MODE = [(rule, "merged") for rule in RULES] + [
-    ("greats", "two passes"),
-    ("opus", "micro-batches"), ("max_loss", "micro-batches"), ("grad_norm", "two passes"),
-    ("0.5*greats + max_loss", "merged"), ("soft(diverse(max_loss))", "merged"),
+    ("max_loss", "micro-batches"),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in [
+            ("greats", "two passes"), ("opus", "micro-batches"), ("grad_norm", "two passes"),
+            ("0.5*greats + max_loss", "merged"), ("soft(diverse(max_loss))", "merged"),
+        ]
+    ),
 ]  # fmt: skip
 
 
