@@ -13,7 +13,7 @@ def benchmark(load_program):
 
 
 def test_a_preset_is_measured_and_written_down(benchmark, tmp_path, capsys):
-    steps = "greats,uds,upper-projected,two-pass-micro,naive"
+    steps = "greats,uds,naive"
     benchmark.main(["small", *TINY.split(), "--steps", steps, "--json", str(tmp_path / "found.json")])
     table = capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())

@@ -10,6 +10,7 @@ def compare(load_program):
     return load_program("scripts/compare_scores.py")
 
 
+@pytest.mark.slow
 def test_every_way_is_ranked_against_exact_scores(compare, config_file, capsys):
     compare.main([str(config_file), "lora=null", "--batches", "2"])
     out = capsys.readouterr().out

@@ -101,7 +101,14 @@ def test_losses_gram_and_update_equal_materialised_gradients(family, lora, remat
     assert float(expected[1][0, 0]) > 0
 
 
-@pytest.mark.parametrize(("family", "lora"), [("llama", True), ("qwen2", False), ("gpt2", False)])
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [
+        ("llama", True),
+        pytest.param("qwen2", False, marks=pytest.mark.slow),
+        pytest.param("gpt2", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_loss_that_was_cut_is_the_same_loss_with_the_same_update(family, lora):
     model = model_of(family, lora, "none")
     graphdef, params, frozen = partition(model)

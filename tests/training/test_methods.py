@@ -37,7 +37,7 @@ def run(config_file: Path, *overrides: str) -> tuple[RunResult, list[Selected]]:
 @pytest.mark.parametrize(
     "method",
     [
-        "greats_adam", "layer_wise", "partition_sel(budgets=[2, 1])",
+        "layer_wise", "partition_sel(budgets=[2, 1])", pytest.param("greats_adam", marks=pytest.mark.slow),
         pytest.param("opus(temperature=0.5)", marks=pytest.mark.slow),
         "quota(0.5*normalised(greats) + 0.5*uds, share=0.5)",
     ],
