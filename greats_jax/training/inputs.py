@@ -96,28 +96,30 @@ def make_inputs(config: TrainConfig, data: TaskData, facts: ExampleFacts) -> Cal
         )
         return StepInputs(candidates, {}, None, {})
 
+    def of_candidates(candidates: Candidates) -> Extras:
+        return _extras(needs, facts.pool, candidates.indices, candidates.sources, np.zeros(config.batch, np.int32))
+
     def guided(number: int) -> StepInputs:
         if recent:
             rows = recent_indices(sampler, per_step, config.validation.window, config.seed, number)
-            examples, known = [data.pool[i] for i in rows], facts.pool
+            examples, known, tasks = [data.pool[i] for i in rows], facts.pool, np.zeros(len(rows), np.int32)
         else:
             rows = validation_indices(len(data.validation), per_step, config.seed, number)
-            examples, known = [data.validation[i] for i in rows], facts.validation
+            examples, known, tasks = [data.validation[i] for i in rows], facts.validation, data.validation_tasks[rows]
         longest_row = max(len(example.input_ids) for example in examples)
         candidates = sampler(number, longest_row if merged else 0)
         fixed = sampler.bucket_lengths[-1] if recent else longest
         batch = collate(examples, candidates.batch.input_ids.shape[1] if merged else fixed, pad_id)
         return StepInputs(
             candidates,
-            _extras(needs, facts.pool, candidates.indices, candidates.sources, np.zeros(config.batch, np.int32)),
+            of_candidates(candidates),
             batch,
-            _extras(needs, known, rows, np.zeros(len(rows), np.int32), data.validation_tasks[rows * (not recent)]),
+            _extras(needs, known, rows, np.zeros(len(rows), np.int32), tasks),
         )
 
     def unguided(number: int) -> StepInputs:
         candidates = sampler(number)
-        extras = _extras(needs, facts.pool, candidates.indices, candidates.sources, np.zeros(config.batch, np.int32))
-        return StepInputs(candidates, extras, None, {})
+        return StepInputs(candidates, of_candidates(candidates), None, {})
 
     if config.method == TARGET_ONLY:
         return target_only

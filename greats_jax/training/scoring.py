@@ -181,6 +181,16 @@ class ScoringTask(NamedTuple):
     precondition: Callable[[TrainState, PyTree], PyTree]
 
 
+def keeps_direction(needs: frozenset[str], validation: str, scoring: Scoring) -> bool:
+    """Whether a step keeps a validation gradient in its state: one copy of the floating parameters.
+
+    One that is cached, and one that has to be there before candidates are contracted layer by layer.
+    """
+    steered = needs & STEERED
+    early = scoring.passes == "two" and (scoring.micro_batches > 1 or steered != {"alignment"})
+    return bool(steered) and (validation == "cached" or early)
+
+
 def forward_scorer(task: ScoringTask) -> Scorer:
     """Scorer of rules that look at no gradient: a forward pass if they need one, and a plain step on kept rows."""
 

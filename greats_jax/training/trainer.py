@@ -23,7 +23,7 @@ from greats_jax.training.losses import LanguageExample, label_count, language_mo
 from greats_jax.training.optimizers import build_optimizer, build_schedule
 from greats_jax.training.plots import plot_run
 from greats_jax.training.recording import Recorder
-from greats_jax.training.resolving import REGULAR, kept, resolve, total_steps
+from greats_jax.training.resolving import REGULAR, kept, needed, resolve, total_steps
 from greats_jax.training.result import RunResult
 from greats_jax.training.run_folder import (
     ADAPTER,
@@ -36,6 +36,7 @@ from greats_jax.training.run_folder import (
     claim,
     write_summary,
 )
+from greats_jax.training.scoring import keeps_direction
 from greats_jax.training.selecting import Model, Selecting, prepare_selecting
 from greats_jax.training.setup import TaskData, check_lengths, load_data, load_initial
 from greats_jax.training.state import TrainState
@@ -110,7 +111,7 @@ class Trainer:
         def evaluate(number: int, params: Any) -> None:
             emit(Evaluated(number, evaluate_tasks(sets, evaluate_with, params, model.frozen)))
 
-        directed = config.validation.mode == "cached" or config.scoring.passes == "two"
+        directed = keeps_direction(needed(config), config.validation.mode, selecting.options.scoring)
         state = TrainState.create(model.params, optimizer, seed=config.seed, reserve_direction=directed)
         evaluate(0, state.params)
         dropout_key = jax.random.key(config.seed)

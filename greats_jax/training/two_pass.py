@@ -18,6 +18,7 @@ from greats_jax.training.scoring import (
     Scored,
     Scorer,
     ScoringTask,
+    keeps_direction,
     kept_by_rows,
     merge_rows,
     no_validation,
@@ -35,12 +36,11 @@ Contract = Callable[..., Sums]
 
 def two_pass_scorer(task: ScoringTask) -> Scorer:
     """Scorer of rules that need gradients, in the memory of a plain step."""
-    steered = task.needs & STEERED
-    if not steered:
+    if not task.needs & STEERED:
         return _without_validation(task)
-    if steered == {"alignment"} and task.validation == "merged" and task.scoring.micro_batches == 1:
-        return _merged(task)
-    return _with_direction(task)
+    if keeps_direction(task.needs, task.validation, task.scoring):
+        return _with_direction(task)
+    return _merged(task)
 
 
 def _without_validation(task: ScoringTask) -> Scorer:
