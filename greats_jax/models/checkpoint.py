@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -85,17 +85,46 @@ def write_config(config: DecoderConfig, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-class Tensors(Mapping[str, np.ndarray]):
-    """The tensors of a directory's safetensors files, read one by one when asked for."""
+class Stored(Protocol):
+    """Something of which parts can be taken as NumPy arrays, as a NumPy array itself is."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        """The part at a tuple of slices."""
+        ...
+
+
+class StoredTensor:
+    """A tensor in a safetensors file; only the bytes of a part that is asked for are read."""
+
+    def __init__(self, file: Path, name: str):
+        self.file, self.name = file, name
+        self.shape = tuple(open_safetensors(file, lambda handle: handle.get_slice(name).get_shape()))
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """Reads the part at `index`."""
+        return open_safetensors(self.file, lambda handle: handle.get_slice(self.name)[index])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Reads all of it."""
+        whole = self[tuple(slice(None) for _ in self.shape)]
+        return whole if dtype is None else whole.astype(dtype)
+
+
+class Tensors(Mapping[str, StoredTensor]):
+    """The tensors of a directory's safetensors files."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._file_of = _index(folder)
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        """Reads one tensor; only its bytes are loaded."""
-        file = self._file_of[name]
-        return open_safetensors(file, lambda handle: handle.get_tensor(name))
+    def __getitem__(self, name: str) -> StoredTensor:
+        """One tensor, of which nothing but its shape is read."""
+        return StoredTensor(self._file_of[name], name)
 
     def __iter__(self):
         """Iterates over the names."""

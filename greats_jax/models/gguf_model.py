@@ -1,12 +1,13 @@
 """A GGUF file as a decoder: its configuration, and its tensors under Hugging Face names."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from greats_jax.errors import ModelError
+from greats_jax.models.checkpoint import Stored
 from greats_jax.models.config import DecoderConfig, RopeConfig
 from greats_jax.models.gguf import GgufFile
 
@@ -28,7 +29,7 @@ _LAYER_NAMES = {
 }
 
 
-def read(path: Path) -> tuple[DecoderConfig, Mapping[str, np.ndarray]]:
+def read(path: Path) -> tuple[DecoderConfig, Mapping[str, Stored]]:
     """The configuration and tensors of a GGUF file of the Llama architecture.
 
     Raises:
@@ -76,15 +77,30 @@ def read_config(file: GgufFile) -> DecoderConfig:
     )
 
 
-class _HuggingFaceNames(Mapping[str, np.ndarray]):
+class _Decoded(NamedTuple):
+    """A tensor that is decoded whole whenever a part of it is asked for: its numbers are packed in blocks."""
+
+    shape: tuple[int, ...]
+    decode: Callable[[], np.ndarray]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.decode()[index]
+
+
+class _HuggingFaceNames(Mapping[str, Stored]):
     """The tensors of a Llama GGUF file as transformers would store them."""
 
     def __init__(self, file: GgufFile, config: DecoderConfig):
         self._file, self._config = file, config
         self._source = {_translated(name): name for name in file}
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> Stored:
         """One tensor; rows of queries and keys are put back in transformers' order."""
+        shape = self._file.get_shape(self._source[name])
+        assert shape is not None  # the name is one of the file's
+        return _Decoded(shape, lambda: self._read(name))
+
+    def _read(self, name: str) -> np.ndarray:
         array = self._file[self._source[name]]
         for part, heads in (("q_proj", self._config.heads), ("k_proj", self._config.kv_heads)):
             if part in name and len(array) == heads * self._config.head_dim:

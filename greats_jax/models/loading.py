@@ -1,7 +1,7 @@
 """Models from files and back."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,24 @@ from flax import nnx
 
 from greats_jax.errors import ModelError
 from greats_jax.models import checkpoint, gguf_model
+from greats_jax.models.checkpoint import Stored
 from greats_jax.models.config import DecoderConfig, dtype_named
 from greats_jax.models.decoder import Decoder
 from greats_jax.models.families import Weight, family_named
 from greats_jax.models.partition import has_adapters
+from greats_jax.models.placing import Index, built
 from greats_jax.models.sources import locate
+
+Shardings = Callable[[Any], Any]
+"""From a tree of `jax.ShapeDtypeStruct` to a tree of `jax.sharding.Sharding`: where each parameter goes."""
 
 
 def from_pretrained(
-    source: str | Path, dtype: str = "float32", compute_dtype: str | None = None, remat: str = "none"
+    source: str | Path,
+    dtype: str = "float32",
+    compute_dtype: str | None = None,
+    remat: str = "none",
+    shardings: Shardings | None = None,
 ) -> Decoder:
     """Loads a pretrained decoder.
 
@@ -31,9 +40,12 @@ def from_pretrained(
       dtype: dtype of the parameters, "float32" or "bfloat16".
       compute_dtype: dtype of the activations; None for that of the parameters.
       remat: what the backward pass recomputes: "none", "dots" or "full".
+      shardings: where each parameter goes, as `shardings(shapes) -> shardings`; None for the default device, whole.
 
     Returns:
-      The model. Peak host memory is the model plus one stacked leaf.
+      The model. Each parameter is read shard by shard, of which one is on the host at a time (of a .gguf file also one
+      whole matrix of one layer, whose blocks are decoded together): no device and no host holds a full copy. Without
+      shardings the shard is the parameter, with all its layers.
 
     Raises:
       ModelError: if the model is missing, damaged, of an unsupported kind, or an option is not one of those named.
@@ -45,7 +57,7 @@ def from_pretrained(
     else:
         config, tensors = gguf_model.read(path)
     config = dataclasses.replace(config, dtype=dtype, compute_dtype=compute_dtype or dtype, remat=remat)
-    return assemble(config, tensors, str(path))
+    return assemble(config, tensors, str(path), shardings)
 
 
 def save_pretrained(model: Decoder, folder: str | Path) -> None:
@@ -85,50 +97,67 @@ def save_pretrained(model: Decoder, folder: str | Path) -> None:
         raise ModelError(f"{folder} cannot be written ({error.strerror or error}): name another folder") from error
 
 
-def assemble(config: DecoderConfig, tensors: Mapping[str, np.ndarray], origin: str) -> Decoder:
-    """Fills a model of the given shape, leaf by leaf, from tensors under Hugging Face names.
+def assemble(
+    config: DecoderConfig, tensors: Mapping[str, Stored], origin: str, shardings: Shardings | None = None
+) -> Decoder:
+    """Fills a model of the given shape, shard by shard, from tensors under Hugging Face names.
 
     Raises:
       ModelError: if a tensor is missing, has another shape, holds no floating point numbers, or has no place in the
         model.
     """
     family = family_named(config.family)
-    shapes = nnx.eval_shape(lambda: Decoder(config, jax.random.key(0)))
-    graphdef, state = nnx.split(shapes)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, jax.random.key(0))))
     expected = nnx.to_pure_dict(state)
+    places = None if shardings is None else shardings(expected)
     dtype = dtype_named(config.dtype)
     used: set[str] = set()
 
-    def load(name: str, shape: tuple[int, ...], out: np.ndarray, transposed: bool) -> None:
+    def find(name: str, shape: tuple[int, ...]) -> tuple[str, Stored]:
         # Checkpoints of bare models leave out the first part of every name.
         found = name if name in tensors else name.removeprefix(family.optional_prefix)
         if found not in tensors:
             raise ModelError(f"{origin} has no tensor {name}, which its configuration needs: get the files again")
         used.add(found)
-        array = tensors[found]
-        array = array.T if transposed else array
-        if array.shape != shape:
-            want = shape[::-1] if transposed else shape
-            have = array.shape[::-1] if transposed else array.shape
+        stored = tensors[found]
+        if stored.shape != shape:
             raise ModelError(
-                f"{origin}: {name} has shape {list(have)}, but the configuration says {list(want)}: get the files again"
+                f"{origin}: {name} has shape {list(stored.shape)}, but the configuration says {list(shape)}: "
+                "get the files again"
             )
-        if not jnp.issubdtype(array.dtype, jnp.floating):
+        return name, stored
+
+    def fill(weight: Weight, out: np.ndarray, index: Index, found: tuple[str, Stored]) -> None:
+        name, stored = found
+        part = stored[index[::-1]].T if weight.transposed else stored[index]
+        if not jnp.issubdtype(part.dtype, jnp.floating):
             raise ModelError(
-                f"{origin}: {name} holds {array.dtype}, not floating point numbers: use the unquantised model"
+                f"{origin}: {name} holds {part.dtype}, not floating point numbers: use the unquantised model"
             )
-        out[...] = array
+        out[...] = part
 
     params: dict = {}
     for weight in family.weights(config):
         shape = _at(expected, weight.path).shape
-        leaf = np.empty(shape, dtype)
-        if weight.path[0] == "layers":
-            for layer in range(config.layers):
-                load(weight.name.format(layer), shape[1:], leaf[layer], weight.transposed)
+        stacked = weight.path[0] == "layers"
+        one = shape[1:] if stacked else shape
+        names = [weight.name.format(layer) for layer in range(config.layers)] if stacked else [weight.name]
+        found = [find(name, one[::-1] if weight.transposed else one) for name in names]
+
+        def read(index: Index, weight=weight, found=found, stacked=stacked) -> np.ndarray:
+            out = np.empty([part.stop - part.start for part in index], dtype)
+            if not stacked:
+                fill(weight, out, index, found[0])
+                return out
+            for row, tensor in zip(out, found[index[0]], strict=True):
+                fill(weight, row, index[1:], tensor)
+            return out
+
+        if places is None:
+            leaf = jnp.asarray(read(tuple(slice(0, size) for size in shape)))
         else:
-            load(weight.name, shape, leaf, weight.transposed)
-        _put(params, weight.path, jnp.asarray(leaf))
+            leaf = built(shape, dtype, _at(places, weight.path), read)
+        _put(params, weight.path, leaf)
     ignored = (*family.ignored, "lm_head.weight") if config.tied else family.ignored
     unknown = sorted(name for name in tensors if name not in used and not name.endswith(ignored))
     if unknown:
