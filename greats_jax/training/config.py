@@ -135,6 +135,21 @@ class ScoringConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are arranged. One of the sizes may be -1: all devices that the others leave.
+
+    Attributes:
+        data: Groups of devices that each hold the whole model and see a part of every batch.
+        fsdp: Devices over which parameters and optimizer state are cut, and each group's part of a batch as well.
+        tensor: Devices that compute one layer together: heads, feed-forward width and vocabulary are cut.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -163,6 +178,7 @@ class TrainConfig:
         embedding: The sentence embeddings that sbert compares.
         update_weighting: What the kept examples are averaged over in the update: examples, each counting the same, or
             tokens, each counting as many times as it has label tokens.
+        mesh: How the devices are arranged; the default copies the model to each of them.
         evaluate_every: Updates between evaluations of validation and test perplexity; null for before and after only.
         evaluate_batch: Examples evaluated at once.
         output: Run folder to create; {method}, {seed} and {task} are filled in.
@@ -190,6 +206,7 @@ class TrainConfig:
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     update_weighting: Literal["examples", "tokens"] = "examples"
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluate_every: int | None = None
     evaluate_batch: int = 8
     output: str = "runs/{task}-{method}-{seed}"

@@ -1,6 +1,6 @@
 """What a family has to say about itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -23,6 +23,10 @@ class Weight(NamedTuple):
     transposed: bool = False
 
 
+Axes = tuple[str | None, ...]
+"""Logical axes of one array, without the axis of stacked layers; None for an axis that is never cut."""
+
+
 class Family(NamedTuple):
     """One architecture.
 
@@ -36,6 +40,8 @@ class Family(NamedTuple):
       weights: every parameter of a model of this family.
       optional_prefix: checkpoints may leave out this first part of a name.
       ignored: endings of checkpoint names that hold no parameter (buffers that old versions saved).
+      axes: logical axes of every table and of the kernel of every linear map, by its name or the end of it; what is
+        not named is small and never cut. `models.sharding` says which mesh axis cuts which logical axis.
     """
 
     name: str
@@ -47,6 +53,7 @@ class Family(NamedTuple):
     weights: Callable[[DecoderConfig], tuple[Weight, ...]]
     optional_prefix: str
     ignored: tuple[str, ...]
+    axes: Mapping[str, Axes]
 
 
 ACTIVATION_NAMES = {

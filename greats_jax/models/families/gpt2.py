@@ -131,4 +131,13 @@ GPT2 = Family(
     weights=_weights,
     optional_prefix="transformer.",
     ignored=(".attn.bias", ".attn.masked_bias"),
+    axes={
+        "embed": ("vocab", "width"),
+        "positions": (None, "width"),
+        "lm_head": ("vocab", "width"),
+        "c_attn": ("width", None),  # queries, keys and values side by side: a cut would not run between heads
+        "attn.c_proj": ("heads", "width"),
+        "c_fc": ("width", "ffn"),
+        "mlp.c_proj": ("ffn", "width"),
+    },
 )

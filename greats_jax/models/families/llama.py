@@ -219,4 +219,15 @@ LLAMA = Family(
     weights=llama_weights,
     optional_prefix="model.",
     ignored=("rotary_emb.inv_freq",),
+    axes={
+        "embed": ("vocab", "width"),
+        "lm_head": ("vocab", "width"),
+        "q_proj": ("width", "heads"),
+        "k_proj": ("width", "kv_heads"),
+        "v_proj": ("width", "kv_heads"),
+        "o_proj": ("heads", "width"),
+        "gate_proj": ("width", "ffn"),
+        "up_proj": ("width", "ffn"),
+        "down_proj": ("ffn", "width"),
+    },
 )
