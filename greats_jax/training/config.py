@@ -150,6 +150,23 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state of a run is saved, and what is kept. An interrupted run saves itself whatever stands here.
+
+    Attributes:
+        every_steps: Updates between checkpoints; null for none by number of updates.
+        every_minutes: Minutes between checkpoints; null for none by time.
+        keep_last: Newest checkpoints kept; with two, a damaged one costs no more than one interval.
+        keep_best: Checkpoints of lowest validation loss kept besides.
+    """
+
+    every_steps: int | None = None
+    every_minutes: float | None = 10.0
+    keep_last: int = 2
+    keep_best: int = 1
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -181,6 +198,7 @@ class TrainConfig:
         mesh: How the devices are arranged; the default copies the model to each of them.
         evaluate_every: Updates between evaluations of validation and test perplexity; null for before and after only.
         evaluate_batch: Examples evaluated at once.
+        checkpoint: When the state is saved, so that greats train --resume goes on from there.
         output: Run folder to create; {method}, {seed} and {task} are filled in.
         trackers: Where metrics go besides the run folder.
         wandb_project: Project that the wandb tracker logs to.
@@ -209,6 +227,7 @@ class TrainConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluate_every: int | None = None
     evaluate_batch: int = 8
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     output: str = "runs/{task}-{method}-{seed}"
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     wandb_project: str = "greats-jax"

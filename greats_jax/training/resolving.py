@@ -182,6 +182,8 @@ def _check_ranges(config: TrainConfig) -> None:
         "scoring.micro_batches": config.scoring.micro_batches,
         "scoring.projection": config.scoring.projection,
         "scoring.upper_layers": config.scoring.upper_layers,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "checkpoint.keep_last": config.checkpoint.keep_last,
     }
     above_zero = {
         "keep_fraction": config.keep_fraction,
@@ -189,10 +191,12 @@ def _check_ranges(config: TrainConfig) -> None:
         "optimizer.learning_rate": optimizer.learning_rate,
         "optimizer.eps": optimizer.eps,
         "optimizer.clip": optimizer.clip,
+        "checkpoint.every_minutes": config.checkpoint.every_minutes,
     }
     not_negative = {
         "optimizer.warmup": optimizer.warmup,
         "optimizer.weight_decay": optimizer.weight_decay,
+        "checkpoint.keep_best": config.checkpoint.keep_best,
         "seed": config.seed,
     }
     fractions = {"optimizer.b1": optimizer.b1, "optimizer.b2": optimizer.b2, "optimizer.momentum": optimizer.momentum}
