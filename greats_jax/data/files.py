@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import itertools
 import json
 import zlib
 from collections.abc import Iterator
@@ -88,10 +89,22 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path}, line {line}: not text in UTF-8: convert the file (iconv -t UTF-8)") from None
 
 
+def is_unicode(value: object) -> bool:
+    """Whether every text in a JSON value can be written down: JSON can spell half of a surrogate pair, UTF-8 cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _as_row(line: int, value: object) -> Row:
-    if isinstance(value, dict):
-        return Row(line, value)
-    return Row(line, None, f"a JSON {type(value).__name__}, not an object with named fields")
+    if not isinstance(value, dict):
+        return Row(line, None, f"a JSON {type(value).__name__}, not an object with named fields")
+    if not is_unicode(value):
+        # Refused here and not where it is used: as an id it would be found only when the first choice is recorded.
+        return Row(line, None, "half of a surrogate pair (\\ud800 to \\udfff) in a text, which is no character")
+    return Row(line, value)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -117,6 +130,8 @@ def _read_json(path: Path) -> Iterator[Row]:
             yield from _read_jsonl(path)
             return
         raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}): correct the file") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise DataError(f"{path}: not valid JSON ({error}): correct the file") from None
     if isinstance(value, dict):
         tables = [field for field in value.values() if isinstance(field, list) and field and isinstance(field[0], dict)]
         is_table = len(tables) == 1 and not {"messages", "conversations", "prompt"} & value.keys()
@@ -155,15 +170,14 @@ def _read_table(path: Path, delimiter: str) -> Iterator[Row]:
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow  # a slow import that other formats do not need
-    from pyarrow import parquet
+    from pyarrow import parquet  # a slow import that other formats do not need
 
+    content = io.BytesIO(_read_bytes(path))
+    numbers = itertools.count(1)
     try:
-        table = parquet.read_table(io.BytesIO(_read_bytes(path)))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: damaged Parquet file ({str(error).splitlines()[0]}): fetch it again") from None
-    number = 0
-    for batch in table.to_batches():
-        for value in batch.to_pylist():
-            number += 1
-            yield Row(number, value)
+        for batch in parquet.read_table(content).to_batches():
+            for value in batch.to_pylist():
+                yield Row(next(numbers), value)
+    except Exception as error:  # pyarrow's own, and whatever Python makes of a damaged text, name or date
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(f"{path}: damaged Parquet file ({reason}): fetch it again") from None

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from greats_jax.data.config import RecordFormat
+from greats_jax.data.files import is_unicode
 
 
 class BadRecord(Exception):
@@ -141,8 +142,10 @@ def _conversation(turns: object, name: str) -> Conversation:
     if isinstance(turns, str):  # a column of a CSV file
         try:
             turns = json.loads(turns)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRecord(f"field {name!r} is text that is no JSON list of messages") from None
+        if not is_unicode(turns):
+            raise BadRecord(f"field {name!r} holds half of a surrogate pair, which is no character")
     if not isinstance(turns, list):
         raise BadRecord(f"field {name!r} is {_kind(turns)}, not a list of messages")
     if not turns:

@@ -7,7 +7,6 @@ that works for all of them. `tokens.py` then carries the spans over to tokens.
 
 from typing import NamedTuple
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data.config import Template
@@ -16,6 +15,9 @@ from greats_jax.errors import DataError
 
 _PROBE = "\ue000"
 """Stands for the assistant's words: a character of the private use area, which no template has."""
+
+_MOST_TURNS = 1000
+"""Longest conversation that a chat template renders: it is rendered once a turn, so the time grows with the square."""
 
 
 class Rendered(NamedTuple):
@@ -76,7 +78,8 @@ class Renderer:
             everything. A turn whose content is blank has no label.
 
         Raises:
-            BadRecord: The chat template refuses the conversation, or cannot be rendered turn by turn.
+            BadRecord: The chat template refuses the conversation or cannot be rendered turn by turn, or there are more
+                than 1000 turns.
         """
         if isinstance(record, Conversation):
             return self._chat(record) if self.template == "chat" else self._tulu(record)
@@ -132,6 +135,8 @@ class Renderer:
 
     def _chat(self, record: Conversation) -> Rendered:
         messages = record.messages
+        if len(messages) > _MOST_TURNS:
+            raise BadRecord(f"a conversation of {len(messages)} turns; a chat template renders at most {_MOST_TURNS}")
         full = self._apply(messages)
         spans = []
         for index, message in enumerate(messages):
@@ -180,8 +185,8 @@ class Renderer:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn)
-        except jinja2.TemplateError as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+        except Exception as error:  # a template is a program, and fails in as many ways
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise BadRecord(f"the chat template refuses this conversation: {reason}") from None
         if not isinstance(text, str):
             raise BadRecord("the chat template gave no text")
