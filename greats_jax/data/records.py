@@ -1,6 +1,7 @@
 """Records of a source: files found, read and parsed, each record with the place it came from."""
 
 import glob
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,13 +124,13 @@ def find_files(path: str) -> list[Path] | None:
     Raises:
         DataError: There is nothing of a known kind at the path.
     """
-    here = Path(path).expanduser()
-    if here.is_dir():
+    here = Path(os.path.expanduser(path))
+    if os.path.isdir(here):  # unlike Path's, these say no to a name that no file can have
         files = sorted(file for file in here.rglob("*") if file.is_file() and kind_of(file))
         if not files:
             raise DataError(f"{path}: the folder holds no data file ({', '.join(SUFFIXES)}, each also with .gz)")
         return files
-    if here.exists():
+    if os.path.exists(here):
         return [here]
     if glob.has_magic(path):
         files = sorted(Path(name) for name in glob.glob(str(here), recursive=True) if Path(name).is_file())

@@ -1,6 +1,7 @@
 """From what the user names as a model to files on this machine."""
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -27,10 +28,10 @@ def locate(source: str | Path) -> Path:
     text = str(source)
     if text.startswith(PACKAGE_PREFIX):
         return _packaged(text.removeprefix(PACKAGE_PREFIX))
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(text))
+    if os.path.isdir(path):  # unlike Path's, these say no to a name that no file can have
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix.lower() != ".gguf":
             raise ModelError(
                 f"{path} is not a model: name a .gguf file, or the directory that holds config.json and *.safetensors"

@@ -26,6 +26,7 @@ from greats_jax.training.config_values import (
     convert,
     field_types,
     list_item,
+    parse_yaml,
     section,
     unknown_key,
 )
@@ -77,6 +78,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is a list or section", node.start_mark)
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f'the key "{key_node.value}" is given twice', key_node.start_mark
@@ -90,15 +93,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a configuration file ({error})") from None
-    try:
-        tree = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "it cannot be parsed"
-        raise ConfigError(f"{path}{line}: not valid YAML: {reason}") from None
+    tree = parse_yaml(text, _UniqueKeyLoader, str(path))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -131,7 +128,7 @@ def _assign(kind: Any, tree: Any, keys: tuple[str, ...], depth: int, value: Comm
         return tree | {key: _assign(types[key], tree.get(key), keys, depth + 1, value)}
     if (item := list_item(kind)) is not None:
         items = list(tree) if isinstance(tree, (list, tuple)) else [] if tree is None else [tree]
-        if not key.isdigit() or int(key) > len(items):
+        if not (key.isdecimal() and len(key) < 6 and int(key) <= len(items)):
             raise ConfigError(
                 f"{'.'.join(keys)}: {'.'.join(keys[:depth])} is a list of {len(items)}; name an item by its number, "
                 f"{len(items)} for a new one"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -9,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import yaml
 
+from greats_jax.data.files import is_unicode
 from greats_jax.errors import ConfigError, GreatsError
 from greats_jax.training.spelling import nearest
 
@@ -16,6 +18,9 @@ Keys = tuple[str, ...]
 
 EMPTY = ("null", "none", "~")
 """How the command line writes that an optional key has no value."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
 
 class CommandLineText(str):
@@ -53,7 +58,7 @@ def convert(kind: Any, value: Any, keys: Keys, origin: Origin) -> Any:
         return _convert_section(cls, value, keys, origin)
     if (item := list_item(kind)) is not None:
         return tuple(
-            convert(item, element, (*keys, str(i)), origin) for i, element in enumerate(_elements(item, value))
+            convert(item, element, (*keys, str(i)), origin) for i, element in enumerate(_elements(value, keys))
         )
     if get_origin(kind) is Literal:
         return _convert_choice(get_args(kind), value, keys, origin)
@@ -102,9 +107,39 @@ def unknown_key(keys: Keys, cls: type, origin: Origin) -> ConfigError:
     siblings = [f"{above}.{name}" if above else name for name in field_types(cls)]
     # The right name in the wrong section (learning_rate for optimizer.learning_rate) beats a likely misspelling.
     moved = [key for key in all_keys(origin.root) if key.split(".")[-1] == keys[-1]]
-    dotted = ".".join(keys)
+    dotted = shown(".".join(keys))
     suggestion = nearest(dotted, moved or siblings)
-    return ConfigError(f'unknown key "{dotted}" {origin.of(keys)}; did you mean "{suggestion}"?')
+    return ConfigError(f'unknown key {dotted} {origin.of(keys)}; did you mean "{suggestion}"?')
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: briefly, since a few lines of YAML can stand for a thousand million values."""
+    if value is None:
+        return "null"
+    return '"' + _SHORT.repr(str(value))[1:-1] + '"' if isinstance(value, str) else _SHORT.repr(value)
+
+
+def parse_yaml(text: str, loader: type[yaml.SafeLoader], where: str) -> Any:
+    """What a YAML text says.
+
+    Args:
+        text: The text.
+        loader: The class that reads it.
+        where: File or key that it stands in, for messages.
+
+    Raises:
+        ConfigError: It is not YAML, or says what Python has no value for.
+    """
+    try:
+        return yaml.load(text, Loader=loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = " ".join(str(getattr(error, "problem", None) or "it cannot be parsed").split())
+        raise ConfigError(f"{where}{line}: not valid YAML: {reason}") from None
+    except Exception as error:  # a month 13, !!int x, an endless number, endless nesting: whatever Python makes of it
+        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise ConfigError(f"{where}: not valid YAML: {reason or type(error).__name__}") from None
 
 
 def _is_union(kind: Any) -> bool:
@@ -155,10 +190,10 @@ def _convert_section(cls: type, value: Any, keys: Keys, origin: Origin) -> Any:
         raise ConfigError(str(error)) from None  # a section checks itself in its own words, which name the key
 
 
-def _elements(item: Any, value: Any) -> list[Any]:
+def _elements(value: Any, keys: Keys) -> list[Any]:
     if isinstance(value, CommandLineText):
         if value.strip().startswith("["):
-            return list(_parse(value, ()))
+            return list(_parse(value, keys))
         return [CommandLineText(part.strip()) for part in value.split(",")] if value.strip() else []
     if value is None:
         return []
@@ -171,14 +206,16 @@ def _convert_choice(choices: tuple[Any, ...], value: Any, keys: Keys, origin: Or
             return choice
     names = [str(choice) for choice in choices]
     raise ConfigError(
-        f'{".".join(keys)}: "{value}" {origin.of(keys)} is not one of {", ".join(names)}; '
-        f'did you mean "{nearest(str(value), names)}"?'
+        f"{'.'.join(keys)}: {shown(value)} {origin.of(keys)} is not one of {', '.join(names)}; "
+        f'did you mean "{nearest(shown(value), names)}"?'
     )
 
 
 def _convert_scalar(kind: Any, value: Any, keys: Keys, origin: Origin) -> Any:
     if kind is str:
         if isinstance(value, str):
+            if not is_unicode(value):
+                raise _misfit(keys, value, "text that UTF-8 can write", origin)
             return str(value)
         raise _misfit(keys, value, "text (put it in quotes)", origin)
     given = value
@@ -202,18 +239,17 @@ def _number(value: int | float | str) -> float | None:
     """A finite number, also from texts such as 2e-5, which YAML 1.1 leaves as text."""
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
 
 def _parse(text: str, keys: Keys) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f'{".".join(keys)}: "{text}" on the command line cannot be read as a value') from None
+        return parse_yaml(text, yaml.SafeLoader, "")
+    except ConfigError:
+        raise ConfigError(f"{'.'.join(keys)}: {shown(text)} on the command line cannot be read as a value") from None
 
 
 def _misfit(keys: Keys, value: Any, wanted: str, origin: Origin) -> ConfigError:
-    found = "null" if value is None else f'"{value}"' if isinstance(value, str) else f"{value}"
-    return ConfigError(f"{'.'.join(keys)}: {found} {origin.of(keys)} is not {wanted}")
+    return ConfigError(f"{'.'.join(keys)}: {shown(value)} {origin.of(keys)} is not {wanted}")

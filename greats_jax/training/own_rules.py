@@ -1,5 +1,6 @@
 """Rules of the user's own, from Python files that a configuration names."""
 
+import os
 import runpy
 from collections.abc import Sequence
 from functools import cache
@@ -15,13 +16,13 @@ def load_rules(files: Sequence[str]) -> None:
         ConfigError: A file is not there, or fails.
     """
     for file in files:
+        if not os.path.isfile(file):  # unlike Path's, it says no to a name that no file can have
+            raise ConfigError(f"rules: {file}: there is no such file; name Python files that register selection rules")
         _run(Path(file).resolve(), file)
 
 
 @cache
 def _run(path: Path, named: str) -> None:
-    if not path.is_file():
-        raise ConfigError(f"rules: {named}: there is no such file; name Python files that register selection rules")
     try:
         runpy.run_path(str(path))
     except Exception as error:  # whatever the user's code raises is the user's to mend

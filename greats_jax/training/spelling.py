@@ -5,13 +5,13 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """The choice most like `word`; there is always one, however unlike it is.
+    """The choice most like `word` (its first 80 characters); there is always one, however unlike it is.
 
     Raises:
         ValueError: There are no choices.
     """
 
     def likeness(choice: str) -> float:
-        return difflib.SequenceMatcher(None, word.lower(), choice.lower()).ratio()
+        return difflib.SequenceMatcher(None, word[:80].lower(), choice.lower()).ratio()
 
     return max(choices, key=likeness)
