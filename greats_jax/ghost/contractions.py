@@ -38,6 +38,11 @@ _ON_ACCELERATORS = 16
 FLOPS_PER_BYTE = {"cpu": 5.0, "accelerator": 150.0}
 
 
+# FLOPs that take as long as receiving a byte from another device, roughly, on NVLink or a TPU's links: what decides
+# between exchanges. A mesh of CPUs stands for one of those.
+FLOPS_PER_EXCHANGED_BYTE = 2000.0
+
+
 def gram(leaf: Factored, keep: Labels = ()) -> Array | None:
     """`<g_i, g_j>` of one leaf, `[*keep, n, n]`; None if the gradient is always zero."""
     if not leaf.spec.terms:
@@ -108,7 +113,7 @@ def align_with(leaf: Factored, other: Factored, weights: Array) -> Array | None:
     """`<g_i, sum_j w_j h_j>` of one leaf, `[n]`: by the summed direction or by pairs, whichever costs less."""
     if not leaf.spec.terms or not other.spec.terms:
         return None
-    if _sum_flops(other) + _sum_flops(leaf) <= _pair_flops(leaf, other):
+    if _sum_cost(other) + _sum_flops(leaf) <= _pair_cost(leaf, other):
         return dot(leaf, weighted_sum(other, weights))
     table = cross(leaf, other)
     return None if table is None else _weigh(table, weights)
@@ -139,8 +144,8 @@ def gram_and_alignment(ours: Factored, theirs: Factored, weights: Array) -> tupl
     if not ours.spec.terms or not theirs.spec.terms:
         return None
     by_products = gram_plan(ours)[0] == "instantiate"
-    through = _sum_flops(theirs) + (0.0 if by_products else _sum_flops(ours))
-    if through <= _pair_flops(ours, theirs):
+    through = _sum_cost(theirs) + (0.0 if by_products else _sum_flops(ours))
+    if through <= _pair_cost(ours, theirs):
         return gram_and_dot(ours, weighted_sum(theirs, weights))
     own, table = gram(ours), cross(ours, theirs)
     return None if own is None or table is None else (own, _weigh(table, weights))
@@ -166,26 +171,52 @@ def _weigh(table: Array, weights: Array) -> Array:
 
 
 def gram_plan(leaf: Factored) -> tuple[str, Plan]:
-    """How the Gram of a leaf is computed, by the smaller number of FLOPs.
+    """How the Gram of a leaf is computed, by the smaller number of FLOPs and, on a mesh, of exchanged bytes.
 
-    `whole`: from arrays that are stored per example; `ghost`: token by token from the factors; `instantiate`: one
-    product per example, formed slice by slice.
+    `whole`: from arrays that are stored per example; `ghost`: token by token from the factors, those of one side
+    gathered; `instantiate`: one product per example, formed slice by slice, each device taking a slice for all.
     """
-    terms = leaf.spec.terms or ()
+    terms, spread = leaf.spec.terms or (), leaf.spread
     products, rest = _formed(leaf)
     ghost = _pairs_plan(leaf, _pairs(leaf))
-    if all(len(term.operands) == 1 and not _looks_up(term) for term in terms):
+    stored = all(len(term.operands) == 1 and not _looks_up(term) for term in terms)
+    if stored and spread is None:
         return "whole", ghost
-    if not products.spec.terms:
-        return "ghost", ghost
+    if not products.spec.terms or (spread is not None and not spread.turns(leaf.spec.atom_shape)):
+        return "whole" if stored else "ghost", ghost
     n = _rows(leaf)
     flops = _sum_flops(products) + 2.0 * n * n * leaf.spec.size + (_pairs_plan(leaf, rest).flops if rest else 0.0)
     # What is written is read once more: products of examples, or the two tables of all pairs of tokens.
     balance = FLOPS_PER_BYTE["cpu" if jax.default_backend() == "cpu" else "accelerator"]
-    if flops + balance * 8 * n * leaf.spec.size >= ghost.flops + balance * 4 * ghost.peak_bytes * ghost.slices:
+    instantiated = flops + balance * 8 * n * leaf.spec.size + FLOPS_PER_EXCHANGED_BYTE * exchanged(leaf, "instantiate")
+    by_pairs = ghost.flops + balance * 4 * ghost.peak_bytes * ghost.slices
+    if instantiated >= by_pairs + FLOPS_PER_EXCHANGED_BYTE * exchanged(leaf, "ghost"):
         return "ghost", ghost
     slices = math.prod(count for _, count in _instance_cuts(products, n))
     return "instantiate", Plan(flops, 4 * n * leaf.spec.size // slices, None, slices)
+
+
+def exchanged(leaf: Factored, how: str) -> float:
+    """Bytes that all devices together receive from others for the Gram of a leaf; 0 without a mesh.
+
+    Args:
+        leaf: the leaf.
+        how: of `gram_plan`. `instantiate` turns the products, [n, parameter], so that each device has all examples of a
+            slice; the others gather the factors on every device.
+    """
+    if leaf.spread is None:
+        return 0.0
+    parts = leaf.spread.parts
+    if how != "instantiate":
+        return (parts - 1) * _factor_bytes(leaf, leaf.spec.terms or ())
+    _, rest = _formed(leaf)
+    looked_up = [term for term in leaf.spec.terms or () if _looks_up(term)] if rest else []
+    return 4.0 * _rows(leaf) * leaf.spec.size * (parts - 1) / parts + (parts - 1) * _factor_bytes(leaf, looked_up)
+
+
+def _factor_bytes(leaf: Factored, terms: Sequence[TermSpec]) -> float:
+    used = {i for term in terms for i, spec in term.operands if EXAMPLE in spec.labels}
+    return float(sum(leaf.pool[i].size * leaf.pool[i].dtype.itemsize for i in used))
 
 
 Pair = tuple[TermSpec, TermSpec]
@@ -196,7 +227,7 @@ def _looks_up(term: TermSpec) -> bool:
 
 
 def _with_terms(leaf: Factored, terms: Sequence[TermSpec]) -> Factored:
-    return Factored(replace(leaf.spec, terms=tuple(terms)), leaf.pool)
+    return leaf._replace(spec=replace(leaf.spec, terms=tuple(terms)))
 
 
 def _pairs(leaf: Factored) -> list[Pair]:
@@ -277,14 +308,16 @@ def _product_gram(product: Tensor, leaf: Factored, keep: Labels) -> Array:
     if keep:
         return contract([product, *as_other(leaf, [product])], (*keep, EXAMPLE, OTHER))
     # As one matrix product; an einsum over all axes took twice as long on a CPU.
-    flat = product.array.reshape(len(product.array), -1)
+    array, spread = product.array, leaf.spread
+    flat = array.reshape(len(array), -1) if spread is None else spread.turned(array)
     return flat @ flat.T
 
 
 def _instance_cuts(leaf: Factored, n: int) -> list[tuple[int, int]]:
     """Labels and numbers of slices, layers first, until the products of all examples fit `INSTANCE_LIMIT`."""
     limit = INSTANCE_LIMIT * (1 if jax.default_backend() == "cpu" else _ON_ACCELERATORS)
-    need = math.ceil(4 * n * leaf.spec.size / limit)
+    parts = 1 if leaf.spread is None else leaf.spread.parts
+    need = math.ceil(4 * n * leaf.spec.size / parts / limit)
     cuts = []
     for label, size in leaf.spec.sizes:
         if need <= 1:
@@ -320,6 +353,18 @@ def _pair_flops(leaf: Factored, other: Factored) -> float:
             both = [*leaf.tensors(a), *as_other(other, other.tensors(b), leaf.spec)]
             total += plan_contraction(tuple(t.spec for t in both), (EXAMPLE, OTHER), sizes_of(both, {})).flops
     return total
+
+
+def _pair_cost(leaf: Factored, other: Factored) -> float:
+    """FLOPs of all pairs of the examples of two leaves, and of receiving those of the other."""
+    received = 0.0 if other.spread is None else (other.spread.parts - 1) * _factor_bytes(other, other.spec.terms or ())
+    return _pair_flops(leaf, other) + FLOPS_PER_EXCHANGED_BYTE * received
+
+
+def _sum_cost(leaf: Factored) -> float:
+    """FLOPs of a weighted sum, and of adding up the devices' parts of it (sent and received once in an all-reduce)."""
+    received = 0.0 if leaf.spread is None else 8.0 * (leaf.spread.parts - 1) * leaf.spec.size
+    return _sum_flops(leaf) + FLOPS_PER_EXCHANGED_BYTE * received
 
 
 def _sum_flops(leaf: Factored) -> float:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from greats_jax.ghost.einsum import Labels, Spec, Tensor
 from greats_jax.ghost.layout import EXAMPLE, LeafSpec, TermSpec, finest_splits, split_sizes
+from greats_jax.ghost.spread import Spread
 
 Array = jax.Array
 
@@ -20,10 +21,11 @@ _SHIFT = 10_000
 
 
 class Factored(NamedTuple):
-    """One leaf with its arrays: the einsum terms of `spec` over `pool`."""
+    """One leaf with its arrays: the einsum terms of `spec` over `pool`, their examples perhaps spread over a mesh."""
 
     spec: LeafSpec
     pool: tuple[Array, ...]
+    spread: Spread | None = None
 
     def tensors(self, term: TermSpec) -> list[Tensor]:
         """Labelled operands of a term."""
@@ -33,7 +35,12 @@ class Factored(NamedTuple):
 def as_other(
     leaf: Factored, tensors: Sequence[Tensor], match: LeafSpec | None = None, example: int = OTHER
 ) -> list[Tensor]:
-    """Relabel the second side of a product: parameter axes keep (or take `match`'s) labels, the rest is renamed."""
+    """Relabel the second side of a product: parameter axes keep (or take `match`'s) labels, the rest is renamed.
+
+    Where examples are spread over devices and are to meet all others, the second side is gathered.
+    """
+    if leaf.spread is not None and example == OTHER:
+        tensors = [_gathered(t, leaf.spread) for t in tensors]
     table = dict(zip(leaf.spec.out, (match or leaf.spec).out, strict=True))
     table[EXAMPLE] = example
 
@@ -44,6 +51,12 @@ def as_other(
         return Spec(tuple(rename(x) for x in spec.labels), None if spec.one_hot is None else rename(spec.one_hot))
 
     return [t._replace(spec=respec(t.spec)) for t in tensors]
+
+
+def _gathered(tensor: Tensor, spread: Spread) -> Tensor:
+    if EXAMPLE not in tensor.spec.labels:
+        return tensor
+    return tensor._replace(array=spread.whole(tensor.array, tensor.spec.labels.index(EXAMPLE)))
 
 
 def drop_rows(tensor: Tensor, weights: Array, labels: Labels) -> Tensor:
@@ -110,4 +123,5 @@ def _recut(leaf: Factored, target: tuple[tuple[int, ...], ...]) -> Factored:
             pool.append(tensor.array.reshape([size for _, size in labels]))
         terms.append(TermSpec(tuple(operands), term.coefficient))
     new_sizes = tuple(pair for label, _ in leaf.spec.sizes for pair in table[label])
-    return Factored(replace(leaf.spec, splits=tuple(splits), sizes=new_sizes, terms=tuple(terms)), tuple(pool))
+    spec = replace(leaf.spec, splits=tuple(splits), sizes=new_sizes, terms=tuple(terms))
+    return Factored(spec, tuple(pool), leaf.spread)

@@ -16,6 +16,7 @@ from greats_jax.ghost.explanation import Explanation, explain_leaf
 from greats_jax.ghost.factored import Factored
 from greats_jax.ghost.layout import EXAMPLE, LeafSpec, TermSpec
 from greats_jax.ghost.projection import features
+from greats_jax.ghost.spread import Spread
 
 Array = jax.Array
 PyTree = Any
@@ -34,17 +35,19 @@ class PerExampleGrads:
         leaves: per parameter leaf, which operands it is made of.
         treedef: structure of the parameters.
         n: number of examples.
+        spread: how examples are spread over a mesh, if `over` was told so.
     """
 
     operands: tuple[Array, ...]
     leaves: tuple[LeafSpec, ...]
     treedef: Any
     n: int
+    spread: Spread | None = None
 
     def tree_flatten_with_keys(self) -> tuple[list, tuple]:
         """Children are the stored factors."""
         keyed = [(jax.tree_util.SequenceKey(i), a) for i, a in enumerate(self.operands)]
-        return keyed, (self.leaves, self.treedef, self.n)
+        return keyed, (self.leaves, self.treedef, self.n, self.spread)
 
     @classmethod
     def tree_unflatten(cls, aux: tuple, children: Any) -> PerExampleGrads:
@@ -52,15 +55,44 @@ class PerExampleGrads:
         return cls(tuple(children), *aux)
 
     def _factored(self) -> list[Factored]:
-        return [Factored(spec, self.operands) for spec in self.leaves]
+        return [Factored(spec, self.operands, self.spread) for spec in self.leaves]
 
     def _total(self, parts: list[Array | None], shape: tuple[int, ...]) -> Array:
         present = [p for p in parts if p is not None]
-        return sum(present[1:], start=present[0]) if present else jnp.zeros(shape, jnp.float32)
+        total = sum(present[1:], start=present[0]) if present else jnp.zeros(shape, jnp.float32)
+        return total if self.spread is None else self.spread.everywhere(total)
 
     def gram(self) -> Array:
-        """Inner products of all pairs, `<g_i, g_j>`: f32[n, n]."""
+        """Inner products of all pairs, `<g_i, g_j>`: f32[n, n].
+
+        On a mesh (`over`) each leaf exchanges what costs less: the factors of all examples, or per-example products
+        turned from cut by example to cut by parameter.
+        """
         return self._total([c.gram(leaf) for leaf in self._factored()], (self.n, self.n))
+
+    def gram_blocks(self, groups: int) -> Array:
+        """Inner products within each of `groups` runs of b = n / groups examples: f32[groups, b, b].
+
+        Nothing crosses from one run to another, so none of it leaves a device that holds whole runs.
+
+        Raises:
+            ArgumentError: n is not a multiple of `groups`.
+        """
+        if self.n % groups:
+            raise ArgumentError(f"{self.n} examples cannot be cut into {groups} equal groups")
+        axes, size = self._example_axes(), self.n // groups
+        cut = [
+            a.reshape(*a.shape[: axes[i]], groups, size, *a.shape[axes[i] + 1 :]) if i in axes else a
+            for i, a in enumerate(self.operands)
+        ]
+        if self.spread is not None:
+            cut = [self.spread.rows(a, axes[i]) if i in axes else a for i, a in enumerate(cut)]
+
+        def block(*operands: Array) -> Array:
+            return replace(self, operands=operands, n=size, spread=None).gram()
+
+        blocks = jax.vmap(block, in_axes=tuple(axes.get(i) for i in range(len(cut))))(*cut)
+        return blocks if self.spread is None else self.spread.everywhere(blocks)
 
     def cross(self, other: PerExampleGrads) -> Array:
         """Inner products with the gradients of other examples of the same parameters: f32[n, m].
@@ -133,19 +165,18 @@ class PerExampleGrads:
         pairs = zip(self._factored(), other._factored(), strict=True)
         return self._total([c.align_with(a, b, weights) for a, b in pairs], (self.n,))
 
-    def gram_and_alignment(self, n: int, weights: Array) -> tuple[Array, Array]:
-        """Both signals of GREATS, when the first n rows are candidates and the rest validation rows.
+    def gram_and_alignment(self, other: PerExampleGrads, weights: Array) -> tuple[Array, Array]:
+        """`(gram(), align(other, weights))`, both signals of GREATS: f32[n, n] and f32[n].
+
+        Leaf by leaf one contraction gives both where that costs less.
 
         Args:
-            n: number of candidates.
-            weights: f32[m] of the validation rows; a row of weight 0 contributes exactly 0.
-
-        Returns:
-            The Gram matrix of the candidates, f32[n, n], and their alignment, f32[n]. The numbers are those of
-            `gram` and `align` on the two groups; leaf by leaf one contraction gives both where that costs fewer FLOPs.
+            other: gradients of the validation rows.
+            weights: f32[m] of them; a row of weight 0 contributes exactly 0.
         """
-        parts = zip(self[:n]._factored(), self[n:]._factored(), strict=True)
-        return self[:n]._both([c.gram_and_alignment(ours, theirs, weights) for ours, theirs in parts])
+        self._check_same_parameters(other)
+        parts = zip(self._factored(), other._factored(), strict=True)
+        return self._both([c.gram_and_alignment(ours, theirs, weights) for ours, theirs in parts])
 
     def gram_and_dot(self, direction: PyTree) -> tuple[Array, Array]:
         """`gram()` and `dot(direction)`, f32[n, n] and f32[n]; a per-example product that has to be formed serves both.
@@ -261,6 +292,41 @@ class PerExampleGrads:
 
         kept = tuple(take(i, a) for i, a in enumerate(self.operands))
         return replace(self, operands=kept, n=rows.shape[0])
+
+    def over(self, spread: Spread | None) -> PerExampleGrads:
+        """The same gradients, with their examples spread over devices; None leaves them as they are.
+
+        Contractions then say what is exchanged between devices, instead of leaving it to the compiler.
+        """
+        if spread is None:
+            return self
+        axes = self._example_axes()
+        placed = tuple(spread.rows(a, axes[i]) if i in axes else a for i, a in enumerate(self.operands))
+        return replace(self, operands=placed, spread=spread)
+
+    def split(self, first: int, parts: int = 1) -> tuple[PerExampleGrads, PerExampleGrads]:
+        """Two groups of examples that are dealt to `parts` equal runs: the first ones of each run, and the others.
+
+        Args:
+            first: size of the first group; a multiple of `parts`.
+            parts: number of runs.
+        """
+        axes = self._example_axes()
+        head = first // parts
+
+        def part(begin: int, end: int) -> PerExampleGrads:
+            def take(i: int, array: Array) -> Array:
+                if i not in axes:
+                    return array
+                axis = axes[i]
+                runs = array.reshape(*array.shape[:axis], parts, -1, *array.shape[axis + 1 :])
+                taken = jax.lax.slice_in_dim(runs, begin, end, axis=axis + 1)
+                return taken.reshape(*array.shape[:axis], parts * (end - begin), *array.shape[axis + 1 :])
+
+            taken = replace(self, operands=tuple(map(take, range(len(self.operands)), self.operands)))
+            return replace(taken, n=parts * (end - begin)).over(self.spread)
+
+        return part(0, head), part(head, self.n // parts)
 
     def only(self, leaves: Callable[[str], bool]) -> PerExampleGrads:
         """The same gradients with every other leaf taken as zero, to contract a part of the parameters.

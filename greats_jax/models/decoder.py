@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from greats_jax.models.config import DecoderConfig, LoraConfig, dtype_named
 from greats_jax.models.families import family_named
 from greats_jax.models.layers import INIT_STD, Dropout, LayerNorm, RMSNorm, causal_attention, rotary_frequencies, rotate
+from greats_jax.models.sharding import gathered
 
 # q [B, T, N, H], k and v [B, T, K, H], and what the scan hands to this layer -> mixed values [B, T, N, H], and what
 # the layer keeps.
@@ -33,6 +35,7 @@ class Decoder(nnx.Module):
 
         self.config = config
         self.lora: LoraConfig | None = None  # set where adapters are added
+        self.mesh: Mesh | None = None  # set where the arrays are placed on devices
         self.embed = table(embed_key, config.vocab_size)
         self.positions = nnx.data(table(position_key, config.max_length) if config.rope is None else None)
         self.layers = family.block(config, layer_key)
@@ -113,16 +116,25 @@ class Decoder(nnx.Module):
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """[B, T, d] -> f32[B, T, V]; the product is accumulated and returned in float32."""
-        table = self.embed if self.lm_head is None else self.lm_head
-        return jnp.einsum("btd,vd->btv", hidden, table[...].astype(hidden.dtype), preferred_element_type=jnp.float32)
+        name, table = ("embed", self.embed) if self.lm_head is None else ("lm_head", self.lm_head)
+        weights = self.gathered({name: table[...]})[name].astype(hidden.dtype)
+        return jnp.einsum("btd,vd->btv", hidden, weights, preferred_element_type=jnp.float32)
 
     def embedded(self, input_ids: jax.Array, positions: jax.Array) -> jax.Array:
         """Token (and learned position) embeddings, [B, T, d]; ids outside the vocabulary give NaN, no wrong token."""
-        x = self.embed[...].at[input_ids].get(mode="fill", fill_value=jnp.nan)
+        table = self.gathered({"embed": self.embed[...]})["embed"]
+        x = table.at[input_ids].get(mode="fill", fill_value=jnp.nan)
         if self.positions is not None:
             # Padding may reach past the last learned position; it gets that one, and no token attends to it.
             x = x + self.positions[...].at[positions].get(mode="clip")
         return x.astype(dtype_named(self.config.compute_dtype))
+
+    def gathered(self, weights: Any) -> Any:
+        """Weights as a layer computes with them: of those cut along `fsdp`, each device gets the whole.
+
+        Without saying so the compiler may cut the activations like the weights and gather rows in every layer instead.
+        """
+        return weights if self.mesh is None else gathered(self.config, weights, self.mesh)
 
     def place(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         """Rotates queries or keys [B, T, N, H] to their positions; nothing to do with learned positions."""
@@ -151,6 +163,7 @@ class Decoder(nnx.Module):
 
         def body(x, inputs):
             weights, index, extra = inputs
+            weights = self.gathered(weights)
             # copy=True: modules merged from outer tracers must not be shared with the traced body.
             block = nnx.merge(graphdef, weights, copy=True)
             return block(x, partial(_with_extra, attend, extra), None if dropout is None else dropout.fold(index))

@@ -1,9 +1,10 @@
-"""Where the arrays of a decoder live on a mesh: logical axes of each parameter (one table per family) and their rules."""
+"""Where the arrays of a decoder live on a mesh: rules for the logical axes that each family names in its table."""
 
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from greats_jax.models.config import DecoderConfig
 from greats_jax.models.families import family_named
@@ -48,6 +49,21 @@ def partition_specs(config: DecoderConfig, tree: Any, mesh_shape: dict[str, int]
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
+def gathered(config: DecoderConfig, tree: Any, mesh: Mesh) -> Any:
+    """Arrays of `partition_specs` no longer cut along `fsdp`, as a layer computes with them (inside jit).
+
+    Args:
+      config: of the decoder.
+      tree: arrays, or slices of stacked ones without the axis of layers.
+      mesh: the mesh they are cut over.
+    """
+    shape = dict(mesh.shape)
+    if shape[FSDP] == 1:
+        return tree
+    specs = partition_specs(config, tree, {**shape, FSDP: 1})
+    return jax.tree.map(lambda x, spec: lax.with_sharding_constraint(x, NamedSharding(mesh, spec)), tree, specs)
+
+
 def _axes_of(table: Any, names: list[str]) -> tuple[str | None, ...]:
     """Logical axes of an array by its path, as ["layers", "self_attn", "q_proj", "lora", "a"]."""
     for end in range(len(names), 0, -1):
@@ -56,7 +72,7 @@ def _axes_of(table: Any, names: list[str]) -> tuple[str | None, ...]:
         if axes is None:
             continue
         match names[end:]:
-            case [] | ["kernel"]:
+            case [] | ["kernel", *_]:
                 return axes
             case ["bias"]:
                 return axes[-1:]

@@ -5,6 +5,7 @@ Useful on its own: bring your own signals, model and training loop.
 
 from greats_jax.selection import rules as _rules  # noqa: F401 - registers the rules
 from greats_jax.selection.expressions import get
+from greats_jax.selection.groups import in_groups
 from greats_jax.selection.picking import draw, greedy, greedy_within, standardised, top_k
 from greats_jax.selection.registry import names, register, wrapper, wrapper_names
 from greats_jax.selection.rule import Rule, adjusted, composed
@@ -25,6 +26,7 @@ __all__ = [
     "get",
     "greedy",
     "greedy_within",
+    "in_groups",
     "names",
     "normalised",
     "present",

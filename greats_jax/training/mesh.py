@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from greats_jax.errors import ConfigError
 from greats_jax.models import DecoderConfig
 from greats_jax.models.sharding import DATA, FSDP, TENSOR, partition_specs
 from greats_jax.training.config import MeshConfig
+from greats_jax.training.placement import Placement
 from greats_jax.training.state import TrainState
 
 PyTree = Any
@@ -22,7 +22,7 @@ ROW_AXES = (DATA, FSDP)
 """Mesh axes over which the rows of a batch are spread."""
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The devices as a mesh with the axes `data`, `fsdp` and `tensor`.
 
     Args:
@@ -58,66 +58,38 @@ def mesh_shape(config: MeshConfig, count: int) -> dict[str, int]:
     return sizes
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where the arrays of a run live.
+def place_decoder(mesh: Mesh, model: DecoderConfig, state: TrainState, frozen: PyTree) -> Placement:
+    """Where a run on a decoder keeps its arrays, by the rules of `models.sharding`.
 
-    Attributes:
-        mesh: The devices.
-        model: Shape of the decoder, which the rules for its parameters need.
+    What is shaped like a parameter (moments, the validation direction) is cut like it; the rest is on every device.
+
+    Args:
+        mesh: Of `make_mesh`.
+        model: Shape of the decoder.
+        state: Arrays or their shapes, like `frozen`.
+        frozen: Of `partition`.
     """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    params = decoder_shardings(mesh, model, state.params)
+    shapes = {_path(path): x.shape for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]}
+    known = {_path(path): s for path, s in jax.tree_util.tree_flatten_with_path(params)[0]}
 
-    mesh: Mesh
-    model: DecoderConfig
+    def like_parameter(path: tuple, leaf: Any) -> NamedSharding:
+        names = _path(path)
+        # The moments of an optimizer are trees like the parameters somewhere inside its state.
+        ends = (names[i:] for i in range(len(names)))
+        return next((known[end] for end in ends if shapes.get(end) == leaf.shape), everywhere)
 
-    @property
-    def rows(self) -> NamedSharding:
-        """Of batches: axis 0 over `data` and `fsdp`."""
-        return NamedSharding(self.mesh, PartitionSpec(ROW_AXES))
+    placed = jax.tree_util.tree_map_with_path(like_parameter, state)
+    # A rule's memory may appear only in the first step: one sharding stands for whatever it is.
+    return Placement(mesh, placed._replace(memory=everywhere), decoder_shardings(mesh, model, frozen), ROW_AXES)
 
-    @property
-    def replicated(self) -> NamedSharding:
-        """Of what every device holds whole."""
-        return NamedSharding(self.mesh, PartitionSpec())
 
-    @property
-    def row_shards(self) -> int:
-        """Into how many parts the rows of a batch are cut."""
-        return math.prod(self.mesh.shape[axis] for axis in ROW_AXES)
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes files and reports: one of all does."""
-        return jax.process_index() == 0
-
-    def parameters(self, tree: PyTree) -> PyTree:
-        """Shardings of parameters or frozen arrays, from their paths and shapes."""
-        specs = partition_specs(self.model, tree, dict(self.mesh.shape))
-        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=_is_spec)
-
-    def state(self, state: TrainState) -> TrainState:
-        """Shardings of a training state: what is shaped like the parameters is cut like them, the rest is everywhere.
-
-        Args:
-            state: Arrays or their shapes.
-        """
-        params = self.parameters(state.params)
-        by_path = {_path(path): s for path, s in jax.tree_util.tree_flatten_with_path(params)[0]}
-        shapes = {_path(path): x.shape for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]}
-
-        def like_parameters(path: tuple, leaf: Any) -> NamedSharding:
-            # The moments of an optimizer are trees like the parameters somewhere inside its state.
-            names = _path(path)
-            found = (names[i:] for i in range(len(names)) if names[i:] in by_path)
-            name = next((n for n in found if shapes[n] == leaf.shape), None)
-            return self.replicated if name is None else by_path[name]
-
-        return jax.tree_util.tree_map_with_path(like_parameters, state)._replace(params=params)
+def decoder_shardings(mesh: Mesh, model: DecoderConfig, tree: PyTree) -> PyTree:
+    """Shardings of a decoder's parameters or frozen arrays, from their paths and shapes."""
+    specs = partition_specs(model, tree, dict(mesh.shape))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
 def _path(path: tuple) -> tuple[str, ...]:
     return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-
-
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, PartitionSpec)

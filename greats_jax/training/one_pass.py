@@ -13,6 +13,16 @@ from jax import lax
 from greats_jax.errors import ArgumentError
 from greats_jax.ghost import PerExampleGrads, value_and_per_example_grads
 from greats_jax.training.measures import Sums, any_aligned, own_sums, signals_from
+from greats_jax.training.rows import (
+    RowLayout,
+    even_rows,
+    merge_rows,
+    no_validation,
+    parts_of,
+    spread_rows,
+    valid_rows,
+    validation_facts,
+)
 from greats_jax.training.scoring import (
     STEERED,
     Kept,
@@ -21,11 +31,7 @@ from greats_jax.training.scoring import (
     ScoringTask,
     Update,
     mended,
-    merge_rows,
-    no_validation,
     projection_key,
-    valid_rows,
-    validation_facts,
 )
 from greats_jax.training.split_loss import SplitLoss, make_split_backward
 from greats_jax.training.state import TrainState, floating, with_floating
@@ -85,11 +91,12 @@ def make_direction(task: ScoringTask) -> Callable[..., tuple[PyTree, tuple[Array
             )
 
         def refresh() -> tuple[PyTree, tuple[Array, Array, Array, Array]]:
-            rows = backward(state.params, frozen, validation)
-            usable = _usable(task, rows.losses, rows.grads, validation)
-            weights = validation_weights(task.targets, rows.losses, usable, validation)
+            examples, original = even_rows(validation, task.spread)
+            rows = backward(state.params, frozen, examples)
+            usable = _usable(task, rows.losses, rows.grads, examples) & original
+            weights = validation_weights(task.targets, rows.losses, usable, examples)
             fresh = rows.to_params(rows.grads.weighted_sum(weights))
-            facts = validation_facts(rows.losses, usable)
+            facts = validation_facts(rows.losses, usable, original)
             return jax.tree.map(lambda a, b: jnp.where(facts[1], a, b).astype(b.dtype), fresh, state.direction), facts
 
         if task.refresh_every == 1 or task.validation == "merged":
@@ -106,7 +113,7 @@ def _make_backward(task: ScoringTask) -> Callable[[PyTree, PyTree, PyTree], Back
     leaves = task.scoring.leaves
     if isinstance(task.loss_fn, SplitLoss):
         split = make_split_backward(task.loss_fn, task.has_aux, leaves)
-        return lambda params, frozen, rows: Backward(*split(params, frozen, rows))
+        return lambda params, frozen, rows: _spread(task, Backward(*split(params, frozen, rows)))
     transform = value_and_per_example_grads(task.loss_fn, has_aux=task.has_aux)
 
     def backward(params: PyTree, frozen: PyTree, rows: PyTree) -> Backward:
@@ -115,24 +122,41 @@ def _make_backward(task: ScoringTask) -> Callable[[PyTree, PyTree, PyTree], Back
         if leaves is not None:
             # A row may score well by these parameters and still spoil the update of the others: it must not be picked.
             losses = jnp.where(grads.finite(), losses, jnp.nan)
-        return Backward(
-            losses,
-            aux,
-            grads if leaves is None else grads.only(leaves),
-            lambda indices, shares: grads[indices].weighted_sum(shares),
-            floating,
-            lambda direction: with_floating(params, direction),
-            lambda shares: grads.weighted_sum(with_floating(params, shares)),
+
+        def update(indices: Array, shares: Array) -> PyTree:
+            if task.spread is None:
+                return grads[indices].weighted_sum(shares)
+            # Kept rows may all be on one device. Taking them out would send their factors to the others; as rows of
+            # weight 0 the dropped ones cost their part of this product, and nothing but the sum is sent.
+            return grads.weighted_sum(jnp.zeros(grads.n).at[indices].add(shares))
+
+        return _spread(
+            task,
+            Backward(
+                losses,
+                aux,
+                grads if leaves is None else grads.only(leaves),
+                update,
+                floating,
+                lambda direction: with_floating(params, direction),
+                lambda shares: grads.weighted_sum(with_floating(params, shares)),
+            ),
         )
 
     return backward
 
 
+def _spread(task: ScoringTask, rows: Backward) -> Backward:
+    """The same with its gradients where their rows are."""
+    even = rows.grads.n % parts_of(task.spread) == 0
+    return rows._replace(grads=rows.grads.over(task.spread)) if even else rows
+
+
 def _without_validation(task: ScoringTask, backward: Callable[..., Backward]) -> Scorer:
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
-        rows = backward(state.params, frozen, candidates)
-        sums = own_sums(rows.grads, task.needs, task.scoring.projection, projection_key(state))
-        signals = signals_from(sums, task.needs, rows.losses, valid_rows(task.is_valid, candidates))
+        rows = backward(state.params, frozen, spread_rows(candidates, task.spread))
+        sums = _own_sums(task, rows.grads, projection_key(state))
+        signals = signals_from(task, sums, rows.losses, valid_rows(task.is_valid, candidates))
         return Scored(
             signals,
             _kept(task, rows, state.params, frozen, candidates),
@@ -149,11 +173,11 @@ def _with_direction(task: ScoringTask, backward: Callable[..., Backward]) -> Sco
 
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
         direction, (loss, found, used, rejected) = find(state, frozen, validation)
-        rows = backward(state.params, frozen, candidates)
+        rows = backward(state.params, frozen, spread_rows(candidates, task.spread))
         target = rows.from_params(direction) if "alignment" in task.needs else None
-        sums = own_sums(rows.grads, task.needs, task.scoring.projection, projection_key(state), direction=target)
+        sums = _own_sums(task, rows.grads, projection_key(state), target)
         sums |= _along(task, state, rows, rows.grads, direction)
-        signals = signals_from(sums, task.needs, rows.losses, valid_rows(task.is_valid, candidates))
+        signals = signals_from(task, sums, rows.losses, valid_rows(task.is_valid, candidates))
         ok = found & any_aligned(sums)
         kept, by_leaf = _kept(task, rows, state.params, frozen, candidates), rows.update_by_leaf
         return Scored(signals, kept, direction, loss, ok, used, rejected, rows.aux, by_leaf)
@@ -163,45 +187,54 @@ def _with_direction(task: ScoringTask, backward: Callable[..., Backward]) -> Sco
 
 def _merged(task: ScoringTask, backward: Callable[..., Backward]) -> Scorer:
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
-        merged, n = merge_rows(candidates, validation)
+        validation, original = even_rows(validation, task.spread)
+        merged, layout = merge_rows(candidates, validation, task.spread)
         rows = backward(state.params, frozen, merged)
-        usable = _usable(task, rows.losses[n:], rows.grads[n:], validation)
-        weights = validation_weights(task.targets, rows.losses[n:], usable, validation)
-        sums = _merged_sums(task, rows.grads, n, weights, projection_key(state))
+        (losses, held_out), (ours, theirs) = layout.part(rows.losses), rows.grads.split(layout.n, layout.parts)
+        usable = _usable(task, held_out, theirs, validation) & original
+        weights = validation_weights(task.targets, held_out, usable, validation)
+        sums = _merged_sums(task, rows.grads, layout, weights, projection_key(state))
         if task.needs & STEERED != {"alignment"}:
-            direction = rows.to_params(rows.grads[n:].weighted_sum(weights))
-            sums |= _along(task, state, rows, rows.grads[:n], direction)
-        signals = signals_from(sums, task.needs, rows.losses[:n], valid_rows(task.is_valid, candidates))
-        facts = validation_facts(rows.losses[n:], usable)
-        aux = jax.tree.map(lambda x: x[:n], rows.aux)
-        by_leaf = _without_rows_after(rows.update_by_leaf, usable.size)
-        return Scored(
-            signals, _kept(task, rows, state.params, frozen, candidates), state.direction, *facts, aux, by_leaf
-        )
+            direction = rows.to_params(theirs.weighted_sum(weights))
+            sums |= _along(task, state, rows, ours, direction)
+        signals = signals_from(task, sums, losses, valid_rows(task.is_valid, candidates))
+        facts = validation_facts(held_out, usable, original)
+        aux = jax.tree.map(lambda x: layout.part(x)[0], rows.aux)
+        by_leaf = _of_candidates(rows.update_by_leaf, layout)
+        kept = _kept(task, rows, state.params, frozen, candidates, layout.candidates)
+        return Scored(signals, kept, state.direction, *facts, aux, by_leaf)
 
     return score
 
 
-def _without_rows_after(update: Callable[[PyTree], PyTree] | None, count: int) -> Callable[[PyTree], PyTree] | None:
-    """The update from shares of the candidates alone, where `count` validation rows come after them."""
+def _of_candidates(update: Callable[[PyTree], PyTree] | None, layout: RowLayout) -> Callable[[PyTree], PyTree] | None:
+    """The update from shares of the candidates alone."""
     if update is None:
         return None
-    return lambda shares: update(jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, count)]), shares))
+
+    def spread(shares: Array) -> Array:
+        return jnp.zeros((*shares.shape[:-1], layout.n + layout.m)).at[..., layout.candidates].set(shares)
+
+    return lambda shares: update(jax.tree.map(spread, shares))
 
 
-def _merged_sums(task: ScoringTask, grads: PerExampleGrads, n: int, weights: Array, key: Array) -> Sums:
-    projection, ours, theirs = task.scoring.projection, grads[:n], grads[n:]
+def _own_sums(task: ScoringTask, grads: PerExampleGrads, key: Array, direction: PyTree = None) -> Sums:
+    return own_sums(grads, task.needs, task.scoring.projection, key, groups=task.groups, direction=direction)
+
+
+def _merged_sums(task: ScoringTask, grads: PerExampleGrads, layout: RowLayout, weights: Array, key: Array) -> Sums:
+    projection, (ours, theirs) = task.scoring.projection, grads.split(layout.n, layout.parts)
     if "alignment" not in task.needs:
-        return own_sums(ours, task.needs, projection, key)
+        return _own_sums(task, ours, key)
     if projection is not None and projection.alignment == "projected":
-        features = grads.project(projection.rank, key)
-        return {"features": features[:n], "alignment": aligned(features[n:] @ features[:n].T, weights)}
+        features, targets = layout.part(grads.project(projection.rank, key))
+        return {"features": features, "alignment": aligned(targets @ features.T, weights)}
     if weights.ndim == 2:
-        return {**own_sums(ours, task.needs, projection, key), "alignment": aligned(theirs.cross(ours), weights)}
-    if projection is None and "gram" in task.needs:
-        gram, alignment = grads.gram_and_alignment(n, weights)
+        return {**_own_sums(task, ours, key), "alignment": aligned(theirs.cross(ours), weights)}
+    if projection is None and "gram" in task.needs and task.groups == 1:
+        gram, alignment = ours.gram_and_alignment(theirs, weights)
         return {"gram": gram, "alignment": alignment}
-    return {**own_sums(ours, task.needs, projection, key), "alignment": ours.align(theirs, weights)}
+    return {**_own_sums(task, ours, key), "alignment": ours.align(theirs, weights)}
 
 
 def _along(task: ScoringTask, state: TrainState, rows: Backward, grads: PerExampleGrads, direction: PyTree) -> Sums:
@@ -220,10 +253,15 @@ def _along(task: ScoringTask, state: TrainState, rows: Backward, grads: PerExamp
     return sums
 
 
-def _kept(task: ScoringTask, rows: Backward, params: PyTree, frozen: PyTree, candidates: PyTree) -> Kept:
+def _kept(
+    task: ScoringTask, rows: Backward, params: PyTree, frozen: PyTree, candidates: PyTree, places: Array | None = None
+) -> Kept:
+    """Loss and update of kept candidates; `places` i32[n]: where each is among the rows, None for in order."""
+
     def kept(indices: Array, shares: Array) -> Update:
-        loss = jnp.sum(jnp.where(shares > 0, shares * rows.losses[indices], 0.0))
-        grads = floating(rows.update(indices, shares))
+        found = indices if places is None else places[indices]
+        loss = jnp.sum(jnp.where(shares > 0, shares * rows.losses[found], 0.0))
+        grads = floating(rows.update(found, shares))
         update = Update(loss, grads, optax.tree.norm(grads), shares > 0)
         if not isinstance(task.loss_fn, SplitLoss):
             return update  # the scores come from all parameters: a row that spoils the update has none

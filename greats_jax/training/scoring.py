@@ -17,14 +17,15 @@ import optax
 from jax import lax
 
 from greats_jax.errors import ArgumentError
+from greats_jax.ghost import Spread
 from greats_jax.selection import Signals
+from greats_jax.training.rows import Valid, no_validation, spread_rows, valid_rows
 from greats_jax.training.state import TrainState, floating, with_floating
 from greats_jax.training.targets import Targets
 
 Array = jax.Array
 PyTree = Any
 LossFn = Callable[..., Any]
-Valid = Callable[[PyTree], Array]
 
 # What needs the gradients of candidates; any other signal needs a forward pass at most.
 STEERED = frozenset({"alignment", "preconditioned_alignment", "per_leaf_alignment"})
@@ -168,6 +169,8 @@ class ScoringTask(NamedTuple):
         scoring: how to compute the signals.
         targets: the target tasks of the validation rows; None for one.
         precondition: `precondition(state, direction) -> direction`, what the optimizer makes of a gradient.
+        spread: how rows are spread over a mesh; None for one device.
+        groups: the Gram matrix is that of pairs within each of so many runs of candidates.
     """
 
     loss_fn: LossFn
@@ -179,6 +182,8 @@ class ScoringTask(NamedTuple):
     scoring: Scoring
     targets: Targets | None
     precondition: Callable[[TrainState, PyTree], PyTree]
+    spread: Spread | None = None
+    groups: int = 1
 
 
 def keeps_direction(needs: frozenset[str], validation: str, scoring: Scoring) -> bool:
@@ -197,7 +202,7 @@ def forward_scorer(task: ScoringTask) -> Scorer:
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
         losses = aux = None
         if task.needs & {"losses", "logit_summaries"}:
-            values = batched(task.loss_fn, state.params, frozen, candidates)
+            values = batched(task.loss_fn, state.params, frozen, spread_rows(candidates, task.spread))
             losses, aux = values if task.has_aux else (values, None)
         signals = Signals(losses=losses, valid=valid_rows(task.is_valid, candidates))
         kept = kept_by_rows(task, state.params, frozen, candidates)
@@ -284,7 +289,8 @@ def _part_of(
     """`part(indices, shares) -> ((weighted mean loss, aux), gradient)` of some rows, by an ordinary backward pass."""
 
     def part(indices: Array, shares: Array) -> tuple[tuple[Array, Any], PyTree]:
-        rows = jax.tree.map(lambda x: jnp.take(x, indices, axis=0), candidates)
+        # On a mesh the kept rows, which may all come from one device, are dealt to all of them.
+        rows = spread_rows(jax.tree.map(lambda x: jnp.take(x, indices, axis=0), candidates), task.spread)
 
         def mean(trained: PyTree) -> tuple[Array, Any]:
             values = batched(task.loss_fn, with_floating(params, trained), frozen, rows)
@@ -300,43 +306,7 @@ def _no_gradient(params: PyTree) -> PyTree:
     return jax.tree.map(jnp.zeros_like, floating(params))
 
 
-# ---- rows ------------------------------------------------------------------------------------------------------------
-
-
-def merge_rows(candidates: PyTree, validation: PyTree) -> tuple[PyTree, int]:
-    """Candidates first, validation rows after them, in one batch; and how many candidates there are."""
-    a, b = (jax.tree_util.tree_flatten_with_path(t) for t in (candidates, validation))
-    if a[1] != b[1]:
-        raise ArgumentError(
-            f"candidates and validation have different structures: {a[1]} and {b[1]}; merged scoring needs the same"
-        )
-    for (path, x), (_, y) in zip(a[0], b[0], strict=True):
-        if x.shape[1:] != y.shape[1:] or x.dtype != y.dtype:
-            raise ArgumentError(
-                f"candidates and validation differ at {jax.tree_util.keystr(path) or '<root>'}: "
-                f"{x.dtype}{list(x.shape)} and {y.dtype}{list(y.shape)}; "
-                "merged scoring needs equal shapes after axis 0: pad them alike, or use validation='cached'"
-            )
-    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), candidates, validation), len(a[0][0][1])
-
-
-def valid_rows(is_valid: Valid | None, rows: PyTree) -> Array:
-    """bool[b], all True without a test; its length also tells a rule that needs no signal how many rows there are."""
-    n = len(jax.tree.leaves(rows)[0])
-    return jnp.ones(n, bool) if is_valid is None else jax.vmap(is_valid)(rows)
-
-
-def validation_facts(losses: Array, usable: Array) -> tuple[Array, Array, Array, Array]:
-    """Mean loss of the usable validation rows, whether there are any, how many, and how many were dropped."""
-    used = usable.sum(dtype=jnp.int32)
-    loss = jnp.where(usable, losses, 0.0).sum().astype(jnp.float32) / used
-    return loss, used > 0, used, jnp.int32(usable.size) - used
-
-
-def no_validation() -> tuple[Array, Array, Array, Array]:
-    """The facts of a step that looks at no validation row."""
-    zero = jnp.zeros((), jnp.int32)
-    return jnp.asarray(jnp.nan, jnp.float32), jnp.asarray(True), zero, zero
+# ---- shared by all scorers -------------------------------------------------------------------------------------------
 
 
 def batched(loss_fn: LossFn, params: PyTree, frozen: PyTree, rows: PyTree) -> Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from greats_jax.errors import ArgumentError
+from greats_jax.ghost import Spread
 from greats_jax.selection import Rule, Signals
 from greats_jax.training.one_pass import one_pass_scorer
 from greats_jax.training.preconditioning import precondition
@@ -50,6 +51,8 @@ class SignalOptions:
         row_signals: signals from the caller's rows.
         targets: several target tasks.
         preconditioner: `preconditioner(opt_state, params, direction)`, or None for the optimizer's own response.
+        spread: how rows are spread over a mesh, or None.
+        groups: runs of candidates that are chosen from apart from each other.
     """
 
     validation: Literal["merged", "cached"] = "merged"
@@ -61,6 +64,8 @@ class SignalOptions:
     row_signals: Mapping[str, RowSignal] = field(default_factory=dict)
     targets: Targets | None = None
     preconditioner: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
+    spread: Spread | None = None
+    groups: int = 1
 
 
 def make_signals(
@@ -83,6 +88,8 @@ def make_signals(
         options.scoring,
         options.targets,
         lambda state, direction: respond(state.opt_state, floating(state.params), direction),
+        options.spread,
+        options.groups,
     )
     scorer = _make_scorer(task)
 
@@ -201,6 +208,11 @@ def _check(loss_fn: Callable[..., Any], rule: Rule, options: SignalOptions) -> N
 
 def _check_scoring(loss_fn: Callable[..., Any], rule: Rule, options: SignalOptions) -> None:
     scoring = options.scoring
+    if options.groups > 1 and scoring.micro_batches > 1:
+        raise ArgumentError(
+            f"groups={options.groups} and {scoring.micro_batches} micro-batches would both cut the candidates: "
+            "use one of them"
+        )
     if scoring.projects_alignment and options.validation == "cached":
         raise ArgumentError(
             "Projection(alignment='projected') needs the validation rows in the same step: use validation='merged', "

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from greats_jax.errors import ArgumentError
-from greats_jax.selection import Rule, Selection, Signals, get
+from greats_jax.selection import Rule, Selection, Signals, get, in_groups
 from greats_jax.training.measures import finite_rows
+from greats_jax.training.placement import Placement
 from greats_jax.training.scoring import EXACT, Scored, Scoring, Update
 from greats_jax.training.signals import RowSignal, SignalOptions, choose, key_of, make_signals, rate_of
 from greats_jax.training.split_loss import SplitLoss
@@ -82,6 +83,8 @@ def make_selective_step(
     row_signals: Mapping[str, RowSignal] | None = None,
     targets: Targets | None = None,
     preconditioner: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None,
+    placement: Placement | None = None,
+    groups: int = 1,
 ) -> Callable[[TrainState, PyTree, PyTree, PyTree], tuple[TrainState, StepMetrics]]:
     """Build `step(state, frozen, candidates, validation) -> (state, metrics)`, compiled once per shape.
 
@@ -109,6 +112,10 @@ def make_selective_step(
         preconditioner: `preconditioner(opt_state, params, direction) -> direction`, what `preconditioned_alignment` is
             taken with; None is the optimizer's own response (`training.preconditioning`), which for an optimizer that
             accumulates gradients has to be that of the one inside it.
+        placement: where arrays live on a mesh of devices; None for one device. The choice is the same as there: what
+            has to cross between devices for it does (see docs/scaling.md).
+        groups: choose `keep / groups` from each of so many runs of candidates, apart from each other. With as many
+            groups as `placement.row_parts` every device chooses among its own, and no candidate's gradient crosses.
 
     Returns:
         The step. It donates its state, never asks the host for a value and can be traced under `jit` or `scan`. A rule
@@ -125,12 +132,23 @@ def make_selective_step(
     rule = get(objective) if isinstance(objective, str) else objective
     if isinstance(loss_fn, tuple) and not isinstance(loss_fn, SplitLoss):
         loss_fn = SplitLoss(*loss_fn)
+    spread = None if placement is None else placement.spread
+    rule = in_groups(rule, groups)
     options = SignalOptions(
-        validation, refresh_every, learning_rate, is_valid, has_aux, scoring, row_signals or {}, targets, preconditioner
+        validation,
+        refresh_every,
+        learning_rate,
+        is_valid,
+        has_aux,
+        scoring,
+        row_signals or {},
+        targets,
+        preconditioner,
+        spread,
+        groups,
     )
     find = make_signals(loss_fn, optimizer, rule, options)
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree
     ) -> tuple[TrainState, StepMetrics]:
@@ -150,7 +168,11 @@ def make_selective_step(
         new = TrainState(params, opt_state, state.step + 1, state.key, scored.direction, memory)
         return new, _metrics(scored, selection, taken, usable, rate, n)
 
-    return step
+    if placement is None:
+        return jax.jit(step, donate_argnums=0)
+    # Rows come as they are: a batch that cannot be cut evenly is on every device.
+    given = (placement.state, placement.frozen, None, None)
+    return jax.jit(step, donate_argnums=0, in_shardings=given, out_shardings=(placement.state, placement.everywhere))
 
 
 class _Taken(NamedTuple):

@@ -13,6 +13,17 @@ from greats_jax.errors import ArgumentError
 from greats_jax.ghost import PerExampleGrads, value_and_contraction
 from greats_jax.training.measures import Sums, any_aligned, own_sums, signals_from
 from greats_jax.training.one_pass import make_direction
+from greats_jax.training.rows import (
+    RowLayout,
+    even_rows,
+    merge_rows,
+    no_validation,
+    parts_of,
+    row_count,
+    spread_rows,
+    valid_rows,
+    validation_facts,
+)
 from greats_jax.training.scoring import (
     STEERED,
     Scored,
@@ -20,11 +31,7 @@ from greats_jax.training.scoring import (
     ScoringTask,
     keeps_direction,
     kept_by_rows,
-    merge_rows,
-    no_validation,
     projection_key,
-    valid_rows,
-    validation_facts,
 )
 from greats_jax.training.state import TrainState, with_floating
 from greats_jax.training.targets import aligned, validation_weights
@@ -46,7 +53,7 @@ def two_pass_scorer(task: ScoringTask) -> Scorer:
 def _without_validation(task: ScoringTask) -> Scorer:
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
         losses, aux, sums = _in_parts(task, state, frozen, candidates, {})
-        signals = signals_from(sums, task.needs, losses, valid_rows(task.is_valid, candidates))
+        signals = signals_from(task, sums, losses, valid_rows(task.is_valid, candidates))
         kept = kept_by_rows(task, state.params, frozen, candidates)
         return Scored(signals, kept, state.direction, *no_validation(), aux=aux)
 
@@ -64,7 +71,7 @@ def _with_direction(task: ScoringTask) -> Scorer:
         if "preconditioned_alignment" in task.needs:
             targets["preconditioned"] = with_floating(state.params, task.precondition(state, direction))
         losses, aux, sums = _in_parts(task, state, frozen, candidates, targets)
-        signals = signals_from(sums, task.needs, losses, valid_rows(task.is_valid, candidates))
+        signals = signals_from(task, sums, losses, valid_rows(task.is_valid, candidates))
         ok = found & any_aligned(sums)
         kept = kept_by_rows(task, state.params, frozen, candidates)
         return Scored(signals, kept, direction, loss, ok, used, rejected, aux)
@@ -80,16 +87,21 @@ def _in_parts(
 
     def contract(grads: PerExampleGrads, layer: Array | None, *directions: PyTree) -> Sums:
         named = dict(zip(targets, directions, strict=True))
-        return own_sums(grads, task.needs, task.scoring.projection, key, layer, **named)
+        grads = _spread(task, grads)
+        return own_sums(grads, task.needs, task.scoring.projection, key, layer, task.groups, **named)
 
     like = tuple(targets.values())
 
     stream = _stream(task, contract)
-    n, count = len(jax.tree.leaves(candidates)[0]), task.scoring.micro_batches
+    n, count = row_count(candidates), task.scoring.micro_batches
     if n % count:
         raise ArgumentError(f"{n} candidates cannot be scored in {count} equal micro-batches: choose a divisor of {n}")
     parts = jax.tree.map(lambda x: x.reshape(count, n // count, *x.shape[1:]), candidates)
-    losses, aux, sums = jax.lax.map(lambda rows: stream(state.params, frozen, rows, like=like), parts)
+
+    def score_part(rows: PyTree) -> tuple[Array, Any, Sums]:
+        return stream(state.params, frozen, spread_rows(rows, task.spread), like=like)
+
+    losses, aux, sums = jax.lax.map(score_part, parts)
     joined = {name: _join(x) for name, x in sums.items() if name != "gram"}
     if "gram" in sums:
         joined["gram"] = block_diag(*sums["gram"])
@@ -101,48 +113,56 @@ def _join(parts: Array) -> Array:
     return parts.reshape(-1, *parts.shape[2:])
 
 
+def _spread(task: ScoringTask, grads: PerExampleGrads) -> PerExampleGrads:
+    """The gradients where their rows are."""
+    return grads.over(task.spread) if grads.n % parts_of(task.spread) == 0 else grads
+
+
 def _merged(task: ScoringTask) -> Scorer:
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
-        rows, n = merge_rows(candidates, validation)
-        losses, aux, sums = _stream(task, _merged_contract(task, n, projection_key(state)))(state.params, frozen, rows)
-        usable = jnp.isfinite(losses[n:]) & (sums.pop("broken") == 0) & valid_rows(task.is_valid, validation)
-        weights = validation_weights(task.targets, losses[n:], usable, validation)
-        signals = signals_from(
-            _aligned(sums, n, weights), task.needs, losses[:n], valid_rows(task.is_valid, candidates)
-        )
+        validation, original = even_rows(validation, task.spread)
+        rows, layout = merge_rows(candidates, validation, task.spread)
+        contract = _merged_contract(task, layout, projection_key(state))
+        merged, aux, sums = _stream(task, contract)(state.params, frozen, rows)
+        losses, held_out = layout.part(merged)
+        usable = jnp.isfinite(held_out) & (sums.pop("broken") == 0) & valid_rows(task.is_valid, validation) & original
+        weights = validation_weights(task.targets, held_out, usable, validation)
+        signals = signals_from(task, _aligned(sums, layout, weights), losses, valid_rows(task.is_valid, candidates))
         kept = kept_by_rows(task, state.params, frozen, candidates)
-        facts = validation_facts(losses[n:], usable)
-        return Scored(signals, kept, state.direction, *facts, aux=jax.tree.map(lambda x: x[:n], aux))
+        facts = validation_facts(held_out, usable, original)
+        return Scored(signals, kept, state.direction, *facts, aux=jax.tree.map(lambda x: layout.part(x)[0], aux))
 
     return score
 
 
-def _merged_contract(task: ScoringTask, n: int, key: Array) -> Contract:
+def _merged_contract(task: ScoringTask, layout: RowLayout, key: Array) -> Contract:
     """What of each layer is kept when candidates and validation rows share a batch."""
     projection = task.scoring.projection
 
     def contract(grads: PerExampleGrads, layer: Array | None) -> Sums:
-        ours, theirs = grads[:n], grads[n:]
+        grads = _spread(task, grads)
+        ours, theirs = grads.split(layout.n, layout.parts)
         broken = {"broken": (~theirs.finite()).astype(jnp.int32)}
         if projection is not None and projection.alignment == "projected":
             return {**broken, "features": grads.project(projection.rank, key, layer)}
-        if projection is None and "gram" in task.needs:
+        if projection is None and "gram" in task.needs and task.groups == 1:
             return {**broken, "table": grads.gram()}
-        return {**broken, **own_sums(ours, task.needs, projection, key, layer), "cross": ours.cross(theirs)}
+        own = own_sums(ours, task.needs, projection, key, layer, task.groups)
+        return {**broken, **own, "cross": ours.cross(theirs)}
 
     return contract
 
 
-def _aligned(sums: Sums, n: int, weights: Array) -> Sums:
+def _aligned(sums: Sums, layout: RowLayout, weights: Array) -> Sums:
     """The sums of the candidates alone, with their alignment."""
     if "table" in sums:
-        table = sums["table"]
-        return {"gram": table[:n, :n], "alignment": aligned(table[n:, :n], weights)}
+        ours, theirs = layout.part(sums["table"])
+        return {"gram": layout.part(ours.T)[0].T, "alignment": aligned(layout.part(theirs.T)[0].T, weights)}
     if "cross" in sums:
         rest = {name: x for name, x in sums.items() if name != "cross"}
         return {**rest, "alignment": aligned(sums["cross"].T, weights)}
-    features = sums["features"]
-    return {"features": features[:n], "alignment": aligned(features[n:] @ features[:n].T, weights)}
+    features, targets = layout.part(sums["features"])
+    return {"features": features, "alignment": aligned(targets @ features.T, weights)}
 
 
 def _stream(task: ScoringTask, contract: Contract) -> Callable[..., tuple[Array, Any, Sums]]:

@@ -35,7 +35,7 @@ CONTRACTIONS = {
     "weighted_sum": lambda g, _: g.weighted_sum(jnp.ones(N)),
     "align": lambda g, _: g[: N - 1].align(g[N - 1 :], jnp.ones(1)),
     "gram_and_dot": lambda g, params: g.gram_and_dot(params),
-    "gram_and_alignment": lambda g, _: g.gram_and_alignment(N - 1, jnp.ones(1)),
+    "gram_and_alignment": lambda g, _: g[: N - 1].gram_and_alignment(g[N - 1 :], jnp.ones(1)),
     "project": lambda g, _: g.project(64, jax.random.key(0)),
 }
 
