@@ -167,6 +167,21 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """What a run watches in its own numbers. An update that is not finite is skipped whatever stands here.
+
+    Attributes:
+        skipped_in_a_row: Updates skipped one after another at which the run stops; null for never.
+        loss_spike: A loss above this many times the median of the 50 before it is a spike; null looks for none.
+        on_spike: notice says so and goes on; stop stops the run.
+    """
+
+    skipped_in_a_row: int | None = 20
+    loss_spike: float | None = 10.0
+    on_spike: Literal["notice", "stop"] = "notice"
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -199,6 +214,7 @@ class TrainConfig:
         evaluate_every: Updates between evaluations of validation and test perplexity; null for before and after only.
         evaluate_batch: Examples evaluated at once.
         checkpoint: When the state is saved, so that greats train --resume goes on from there.
+        guards: What the run watches in its own numbers, and when it stops because of them.
         output: Run folder to create; {method}, {seed} and {task} are filled in.
         trackers: Where metrics go besides the run folder.
         wandb_project: Project that the wandb tracker logs to.
@@ -228,6 +244,7 @@ class TrainConfig:
     evaluate_every: int | None = None
     evaluate_batch: int = 8
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
     output: str = "runs/{task}-{method}-{seed}"
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     wandb_project: str = "greats-jax"

@@ -184,6 +184,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "scoring.upper_layers": config.scoring.upper_layers,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep_last": config.checkpoint.keep_last,
+        "guards.skipped_in_a_row": config.guards.skipped_in_a_row,
     }
     above_zero = {
         "keep_fraction": config.keep_fraction,
@@ -200,6 +201,8 @@ def _check_ranges(config: TrainConfig) -> None:
         "seed": config.seed,
     }
     fractions = {"optimizer.b1": optimizer.b1, "optimizer.b2": optimizer.b2, "optimizer.momentum": optimizer.momentum}
+    spike = config.guards.loss_spike
+    _require(spike is None or spike > 1, "guards.loss_spike", spike, "above 1 (times the median)")
     for key, value in at_least_one.items():
         _require(value is None or value >= 1, key, value, "at least 1")
     for key, value in above_zero.items():
