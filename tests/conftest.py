@@ -21,6 +21,8 @@ import pytest
 
 # Exactness is claimed, and tested, at the highest matmul precision.
 jax.config.update("jax_default_matmul_precision", "highest")
+# Simulated devices, for what runs on a mesh; the rest runs on the first. Measured: no difference in time.
+jax.config.update("jax_num_cpu_devices", 8)
 
 # Fixtures that several folders of tests share.
 pytest_plugins = ["tiny", "chat_tokenizers"]

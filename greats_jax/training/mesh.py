@@ -27,35 +27,45 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
     Args:
         config: Sizes; one of them may be -1 and takes the devices that the others leave.
-        devices: Which; None for all devices of all processes.
+        devices: Which; None for all devices of all processes. A mesh without -1 may use the first of them only, if they
+            belong to one process.
 
     Raises:
         ConfigError: The sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
+    used = math.prod(shape.values())
+    if used < len(devices) and jax.process_count() > 1:
+        raise ConfigError(f"mesh: {_written(shape)} leaves {len(devices) - used} devices of other processes idle")
     # The data axis comes first, so that processes, whose devices are neighbours, differ along it.
-    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    names = tuple(shape)
+    return jax.make_mesh(tuple(shape.values()), names, axis_types=(AxisType.Auto,) * 3, devices=devices[:used])
 
 
 def mesh_shape(config: MeshConfig, count: int) -> dict[str, int]:
     """Sizes of the mesh axes for a number of devices.
 
     Raises:
-        ConfigError: They do not multiply to it.
+        ConfigError: They need more devices, or a size of -1 cannot be a whole number.
     """
     sizes = {DATA: config.data, FSDP: config.fsdp, TENSOR: config.tensor}
+    asked = _written(sizes)
     open_axes = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    written = ", ".join(f"{name}: {size}" for name, size in sizes.items())
     if len(open_axes) > 1:
-        raise ConfigError(f"mesh: {{{written}}} leaves more than one axis open; give all but one a number")
+        raise ConfigError(f"mesh: {asked} leaves more than one axis open; give all but one a number")
     if open_axes:
-        sizes[open_axes[0]] = max(1, count // fixed)
-    if math.prod(sizes.values()) != count:
-        wanted = f"a multiple of {fixed}" if open_axes else f"exactly {fixed}"
-        raise ConfigError(f"mesh: {{{written}}} needs {wanted} devices, but there are {count}: change the sizes")
+        if count % fixed:
+            raise ConfigError(f"mesh: {asked} needs a multiple of {fixed} devices, but there are {count}")
+        return sizes | {open_axes[0]: count // fixed}
+    if fixed > count:
+        raise ConfigError(f"mesh: {asked} needs {fixed} devices, but there are {count}: set one of the sizes to -1")
     return sizes
+
+
+def _written(sizes: dict[str, int]) -> str:
+    return "{" + ", ".join(f"{name}: {size}" for name, size in sizes.items()) + "}"
 
 
 def place_decoder(mesh: Mesh, model: DecoderConfig, state: TrainState, frozen: PyTree) -> Placement:
