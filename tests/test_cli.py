@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,9 @@ import pytest
 from greats_jax import __version__
 from greats_jax.cli import main
 from greats_jax.cli.console import Console
+from greats_jax.training.config_loading import load_config
 from greats_jax.training.result import RunResult
+from greats_jax.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -289,13 +292,13 @@ def test_commands_on_what_is_no_run(capsys, tmp_path):
         assert "no run here" in line
 
 
-def test_interrupting_saves_what_was_done(config_file, tmp_path):
-    run = tmp_path / "run"
+def test_a_signal_saves_what_was_done_and_the_command_it_prints_goes_on(config_file, tmp_path):
+    run = tmp_path / "a run"
     # Into files: what a pipe holds and nobody reads would stop the program once it is full.
     told, shown = tmp_path / "stderr.txt", tmp_path / "stdout.txt"
     with told.open("w") as stderr, shown.open("w") as stdout:
         process = subprocess.Popen(
-            [sys.executable, "-m", "greats_jax", "train", str(config_file), "steps=100000"],
+            [sys.executable, "-m", "greats_jax", "train", str(config_file), "steps=100000", f"output={run}"],
             stderr=stderr, stdout=stdout, env={**os.environ, "JAX_PLATFORMS": "cpu"},
         )  # fmt: skip
         try:
@@ -304,19 +307,49 @@ def test_interrupting_saves_what_was_done(config_file, tmp_path):
                 assert process.poll() is None, told.read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             process.wait(timeout=60)
         finally:
             process.kill()
     out, err = shown.read_text(), told.read_text()
-    assert process.returncode == 130, err
+    assert process.returncode == 0, err
     assert "Traceback" not in err
-    assert "interrupted after" in err
     assert "of chosen" in out
-    result = RunResult.load(run)
-    assert result.status == "interrupted"
-    assert 0 < result.summary["steps"] < 100000
-    assert (result.weights / "adapter_model.safetensors").exists()
+    last = err.strip().split("\n")[-1]
+    assert last.startswith("greats: interrupted after ")
+    made = int(last.split()[3])
+    assert 0 < made < 100000
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [str(made)]
+    command = shlex.split(last.partition("go on with: ")[2])
+    assert command[1:] == ["-m", "greats_jax", "train", str(config_file), "steps=100000", f"output={run}", "--resume"]
+
+
+def test_commands_on_an_unfinished_run_say_how_to_finish_it(capsys, config_file, tmp_path):
+    Trainer(load_config(config_file), should_stop=lambda: True).fit()
+    run = str(tmp_path / "run")
+    for command in (
+        ["evaluate", run],
+        ["export", run, "adapter", str(tmp_path / "to")],
+        ["generate", run, "--prompt", "say red"],
+        ["score", run, "--output", str(tmp_path / "scores.parquet")],
+        ["score", str(config_file), "--checkpoint", run, "--output", str(tmp_path / "scores.parquet")],
+    ):
+        line = fails(capsys, command, 1)
+        assert "has not ended" in line
+        assert f"greats train {run}/config.yaml output={run} --resume" in line
+    assert "go on with it by adding --resume" in fails(capsys, ["train", str(config_file)], 1)
+    assert main(["train", str(config_file), "--resume"]) == 0
+    assert main(["train", str(config_file), "--resume"]) == 0
+    assert "has finished already" in capsys.readouterr().err
+
+
+def test_what_differs_from_the_run_is_shown_line_by_line(capsys, config_file):
+    Trainer(load_config(config_file), should_stop=lambda: True).fit()
+    capsys.readouterr()
+    assert main(["train", str(config_file), "seed=1", "optimizer.clip=null", "checkpoint.keep_last=3", "--resume"]) == 2
+    first, *notes = capsys.readouterr().err.strip().split("\n")
+    assert "begun with another configuration" in first
+    assert notes == ["  optimizer.clip: 1.0 -> null", "  seed: 0 -> 1"]
 
 
 def test_the_bar_of_a_terminal(finished_run):

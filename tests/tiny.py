@@ -115,6 +115,7 @@ def tiny_config(model: Path, data: Path, output: Path) -> str:
             "data": {"sources": [f"{data}/copy.jsonl", f"{data}/noise.jsonl"], "max_length": 32, "buckets": 1},
             "task": {"name": "examples", "path": f"{data}/validation.jsonl", "test_path": f"{data}/test.jsonl"},
             "lora": {"rank": 2, "alpha": 4},
+            "mesh": {"data": 1},
             "batch": 6,
             "keep": 3,
             "steps": 3,
@@ -157,13 +158,13 @@ class FinishedRun(NamedTuple):
 @pytest.fixture(scope="session")
 def finished_run(tiny_model, tiny_data, tmp_path_factory) -> FinishedRun:
     """One finished run of the tiny configuration, to be looked at and not changed."""
-    from greats_jax.training import recording, trainer
+    from greats_jax.training import loop, recording, trainer
     from greats_jax.training.config_loading import load_config
 
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(tiny_config(tiny_model, tiny_data, folder / "run"))
     tracker, order = Recording(), []
-    make = trainer.make_selective_step
+    make = loop.make_selective_step
 
     def watched(*arguments, **settings):
         step = make(*arguments, **settings)
@@ -180,7 +181,7 @@ def finished_run(tiny_model, tiny_data, tmp_path_factory) -> FinishedRun:
         return jax.tree.map(np.asarray, metrics)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "make_selective_step", watched)
+        patch.setattr(loop, "make_selective_step", watched)
         patch.setattr(recording, "_read", read)
         config = load_config(folder / "tiny.yaml", ["evaluate_every=2"])
         result = trainer.Trainer(config, trackers=[tracker]).fit()

@@ -1,6 +1,5 @@
 """Scores of a whole pool under a rule, at a model's weights: nothing is trained."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,11 +20,12 @@ from greats_jax.models import Decoder, combine, from_pretrained, load_adapter, l
 from greats_jax.selection import Rule, get
 from greats_jax.training.config import ScoringConfig, TrainConfig, ValidationConfig
 from greats_jax.training.example_facts import load_facts
+from greats_jax.training.fingerprints import fingerprint_of_arrays, fingerprint_of_examples
 from greats_jax.training.losses import LanguageExample, has_labels, language_model_loss, language_rows
 from greats_jax.training.optimizers import build_optimizer
 from greats_jax.training.resolving import resolve
 from greats_jax.training.result import RunResult
-from greats_jax.training.run_folder import ADAPTER, MODEL
+from greats_jax.training.run_folder import CONFIG
 from greats_jax.training.scoring import STEERED
 from greats_jax.training.scoring_pool import CandidateScores, make_scorer
 from greats_jax.training.selecting import Model, prepare_selecting
@@ -36,7 +36,6 @@ Array = jax.Array
 PyTree = Any
 
 _PIECE = 256  # examples of a piece of the table: what is lost at most when the command is stopped
-_SAMPLED = 4096  # entries of an array that its fingerprint looks at
 
 
 class ScoredModel(NamedTuple):
@@ -60,7 +59,8 @@ def model_of_config(config: TrainConfig, checkpoint: str | None = None) -> Score
     if checkpoint is None:
         return ScoredModel(config, load_initial(config), load_tokenizer(config.model.source))
     folder = Path(checkpoint)
-    folder = next((folder / name for name in (ADAPTER, MODEL) if (folder / name).is_dir()), folder)
+    if (folder / CONFIG).is_file():
+        folder = RunResult.load(folder).weights
     if not folder.is_dir():
         raise ModelError(f"{checkpoint}: there is no such folder; give one with an adapter or a model in it")
     if (folder / "adapter_config.json").is_file():
@@ -215,27 +215,6 @@ def mean_gradient(loss_fn: Callable[..., Array], params: PyTree, frozen: PyTree,
     if not int(count) or not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(mean)):
         raise RunError("the gradient of the validation examples is not finite, so nothing can be aligned with it")
     return mean
-
-
-def fingerprint_of_arrays(tree: PyTree) -> str:
-    """Short hash of shapes, dtypes and evenly spaced entries of all arrays: tells checkpoints of one model apart."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        flat = jnp.ravel(leaf)
-        sample = flat[:: max(1, flat.size // _SAMPLED)]
-        digest.update(f"{leaf.shape}{leaf.dtype}".encode())
-        digest.update(np.asarray(sample).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def fingerprint_of_examples(examples: Sequence[Example]) -> str:
-    """Short hash of ids, tokens and labels."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(example.id.encode() + b"\0")
-        digest.update(np.asarray(example.input_ids, np.int32).tobytes())
-        digest.update(np.asarray(example.label_mask, bool).tobytes())
-    return digest.hexdigest()[:16]
 
 
 class _Batches(Sequence[LanguageExample]):

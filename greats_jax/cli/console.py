@@ -67,11 +67,18 @@ class Console:
         for source, reasons in event.dropped.items():
             for reason, count in reasons.items():
                 self._say(f"{source}: {count:,} records left out: {_REASONS.get(reason, reason)}")
+        if event.done:
+            self._say(f"going on after update {event.done} of {event.steps}")
         if self._live:
             # Asked here and not by tqdm, which draws nothing where a terminal reports a size of 0 (some containers do).
             size = shutil.get_terminal_size()
             self._bar = tqdm(
-                total=event.steps, file=self._stream, bar_format=_BAR, ncols=size.columns, nrows=size.lines
+                total=event.steps,
+                initial=event.done,
+                file=self._stream,
+                bar_format=_BAR,
+                ncols=size.columns,
+                nrows=size.lines,
             )
 
     def _step(self, step: int, metrics: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """Entry point: one command in, one exit code out, and no traceback for a mistake the user can mend.
 
-Exit codes: 0 done; 1 the run could not be done; 2 the command line or the configuration is wrong; 130 interrupted.
+Exit codes: 0 done, or stopped in order by a signal; 1 the run could not be done; 2 the command line or the configuration
+is wrong; 130 stopped at once.
 """
 
 import os
@@ -41,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception, code: int, text: str | None = None) -> int:
-    """Print an error as one line; GREATS_DEBUG=1 shows where it came from instead."""
+    """Print an error as one line, and its notes below it; GREATS_DEBUG=1 shows where it came from instead."""
     if os.environ.get("GREATS_DEBUG", "") not in ("", "0"):
         raise error
-    return _fail(text or " ".join(str(error).split()) or type(error).__name__, code)
+    lines = [text or " ".join(str(error).split()) or type(error).__name__, *getattr(error, "__notes__", ())]
+    return _fail("\n  ".join(lines), code)
 
 
 def _fail(text: str, code: int) -> int:

@@ -49,6 +49,10 @@ def build_parser() -> _Parser:
         description="Train as CONFIG says with KEY=VALUE laid over it: greats train configs/x.yaml lora.rank=16 seed=1",
     )  # fmt: skip
     _add_config(train)
+    train.add_argument(
+        "--resume", action="store_true",
+        help="go on with the run in the output folder from its newest checkpoint, or begin it where there is none",
+    )  # fmt: skip
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", help="measure a finished run's model on its task again")
@@ -157,7 +161,7 @@ def _rate(text: str) -> float:
 def _train(arguments: argparse.Namespace) -> int:
     from greats_jax.cli.train import train
 
-    return train(arguments.config, arguments.overrides)
+    return train(arguments.config, arguments.overrides, arguments.resume)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -10,5 +10,6 @@ def silence_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # "None of PyTorch, TensorFlow, or Flax have been found"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a warning when data workers fork
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells a damaged file twice; we tell it once
     # "No GPU/TPU found, falling back to CPU": a choice most users made on purpose.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ the mean over its examples. Padding rows and positions enter neither mean.
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ import numpy as np
 from greats_jax.data import Example, LanguageBatch, bucket_lengths, collate
 from greats_jax.training.losses import language_rows, make_evaluator
 from greats_jax.training.setup import TaskData
+
+_AHEAD = 2  # batches dispatched and not yet read: enough to hide the host, few enough to stop soon
 
 LossesOf = Callable[[Any, Any, LanguageBatch], jax.Array]
 """(params, frozen, batch) -> f32[b], the loss of every row; dispatched, not waited for."""
@@ -70,10 +73,19 @@ class EvaluationSet:
         self._tokens = sum(int(example.label_mask[1:].sum()) for example in ordered)
 
     def measure(self, losses_of: LossesOf, params: Any, frozen: Any) -> Perplexity:
-        """Perplexity under the given parameters; waits for the device once, after the last batch is dispatched."""
-        pending = [(losses_of(params, frozen, batch), rows) for batch, rows in self._batches]
-        losses = [np.asarray(values)[:rows] for values, rows in pending]
+        """Perplexity under the given parameters; the host is never more than a few batches ahead of the device."""
+        losses, pending = [], deque()
+        for batch, rows in self._batches:
+            pending.append((losses_of(params, frozen, batch), rows))
+            if len(pending) > _AHEAD:
+                losses.append(_read(*pending.popleft()))
+        losses += [_read(*last) for last in pending]
         return perplexity(np.concatenate(losses) if losses else np.empty(0), self._tokens)
+
+
+def _read(losses: jax.Array, rows: int) -> np.ndarray:
+    """The losses of the first rows, once the device has them."""
+    return np.asarray(losses)[:rows]
 
 
 def perplexity(losses: np.ndarray, tokens: int) -> Perplexity:

@@ -18,7 +18,8 @@ class Started:
     Attributes:
         config: The resolved configuration.
         folder: The run folder.
-        steps: Optimizer updates to come.
+        steps: Optimizer updates of the whole run.
+        done: Updates made before, by the run that this one goes on with; 0 for a run that begins.
         trainable: Number of trainable parameters.
         total: Number of all parameters.
         pool: Examples in the pool.
@@ -31,6 +32,7 @@ class Started:
     config: TrainConfig
     folder: Path
     steps: int
+    done: int
     trainable: int
     total: int
     pool: int

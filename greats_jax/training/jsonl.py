@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,54 @@ from greats_jax.errors import RunError
 
 
 class JsonLines:
-    """An append-only file of one JSON object a line.
+    """A file of one JSON object a line, written at its end.
 
     A reader may follow it while it grows, and a killed run loses at most the line being written.
+
+    Args:
+        path: The file, created where there is none.
+        keep: Bytes of what it holds that stay; None for all.
+
+    Raises:
+        RunError: It cannot be written; also from `write` and `sync`.
     """
 
-    def __init__(self, path: Path):
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path, keep: int | None = None):
+        self._path = path
+        try:
+            # Without a buffer: what a full disk refuses is not tried again when the file is closed.
+            self._file = path.open("ab", buffering=0)
+            if keep is not None:
+                self._file.truncate(keep)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record and hand it to the operating system; NaN and infinities become null."""
-        self._file.write(dumps(record) + "\n")
-        self._file.flush()
+        line = memoryview((dumps(record) + "\n").encode())
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def sync(self) -> int:
+        """Make sure that all of it is on the disk, and return its length in bytes."""
+        try:
+            os.fsync(self._file.fileno())
+            return os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self._path}: cannot be written ({error.strerror or error}); what was written before is whole: make "
+            "room or mend the folder, then go on"
+        )
 
 
 def dumps(value: Any) -> str:

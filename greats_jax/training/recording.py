@@ -24,6 +24,23 @@ class _Pending(NamedTuple):
     selecting: float
 
 
+class Totals(NamedTuple):
+    """What is counted over a whole run.
+
+    Attributes:
+        updates: Optimizer updates made.
+        candidate_tokens: Tokens of all candidates.
+        trained_tokens: Tokens of those that were learned from.
+    """
+
+    updates: int = 0
+    candidate_tokens: int = 0
+    trained_tokens: int = 0
+
+
+_NONE = Totals()
+
+
 class Recorder:
     """Gathers the micro-batches of each update and emits their events in order.
 
@@ -31,17 +48,18 @@ class Recorder:
         emit: Receives the events.
         sources: Names of the pool's sources.
         accumulate: Micro-batches per update.
+        totals: What was counted before.
     """
 
-    def __init__(self, emit: Callable[[Event], None], sources: tuple[str, ...], accumulate: int):
+    def __init__(
+        self, emit: Callable[[Event], None], sources: tuple[str, ...], accumulate: int, totals: Totals = _NONE
+    ):
         self._emit = emit
         self._sources = sources
         self._accumulate = accumulate
         self._pending: _Pending | None = None
         self._read: list[_Pending] = []
-        self._updates = 0
-        self._candidate_tokens = 0
-        self._trained_tokens = 0
+        self._totals = totals
         self._clock = time.perf_counter()
 
     def restart_clock(self) -> None:
@@ -60,11 +78,12 @@ class Recorder:
         if previous is not None:
             self._take(previous)
 
-    def flush(self) -> None:
-        """Wait for the last step dispatched and read it."""
+    def flush(self) -> Totals:
+        """Wait for the last step dispatched, read it, and return what has been counted so far."""
         previous, self._pending = self._pending, None
         if previous is not None:
             self._take(previous)
+        return self._totals
 
     def _take(self, pending: _Pending) -> None:
         metrics = _read(pending.metrics)
@@ -77,7 +96,7 @@ class Recorder:
     def _selected(self, candidates: Candidates, metrics: StepMetrics) -> Selected:
         chosen, weights = _choice(metrics)
         return Selected(
-            step=self._updates + 1,
+            step=self._totals.updates + 1,
             micro_batch=len(self._read) - 1,
             candidates=candidates.ids,
             sources=tuple(self._sources[index] for index in candidates.sources),
@@ -90,20 +109,20 @@ class Recorder:
     def _stepped(self) -> Stepped:
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
-        self._updates += 1
-        tokens = examples = size = 0
+        tokens = trained = examples = size = 0
         for candidates, metrics, _ in self._read:
             lengths = candidates.batch.attention_mask.sum(axis=1)
             tokens += int(lengths.sum())
             examples += len(lengths)
             size += candidates.batch.attention_mask.size
-            self._trained_tokens += int(lengths[_choice(metrics)[0]].sum())
-        self._candidate_tokens += tokens
+            trained += int(lengths[_choice(metrics)[0]].sum())
+        before = self._totals
+        self._totals = Totals(before.updates + 1, before.candidate_tokens + tokens, before.trained_tokens + trained)
         every = [metrics for _, metrics, _ in self._read]
         # The batches of an update are of similar length: each counts the same.
         selecting = sum(share for _, _, share in self._read) / len(self._read)
         return Stepped(
-            self._updates,
+            self._totals.updates,
             {
                 "loss": _mean([metrics.loss for metrics in every]),
                 "candidate_loss": _mean([metrics.candidate_losses for metrics in every]),
@@ -115,8 +134,8 @@ class Recorder:
                 "tokens_per_second": tokens / seconds,
                 "examples_per_second": examples / seconds,
                 "padding_share": 1 - tokens / size,
-                "candidate_tokens": self._candidate_tokens,
-                "trained_tokens": self._trained_tokens,
+                "candidate_tokens": self._totals.candidate_tokens,
+                "trained_tokens": self._totals.trained_tokens,
                 "rejected_candidates": sum(int(metrics.n_rejected) for metrics in every),
                 "rejected_validation": sum(int(metrics.n_validation_rejected) for metrics in every),
                 "skipped": sum(bool(metrics.skipped) for metrics in every),

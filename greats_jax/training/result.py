@@ -1,4 +1,4 @@
-"""A finished run, read back from its folder."""
+"""A run, read back from its folder."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,17 @@ from greats_jax.errors import RunError
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.config_loading import load_config
 from greats_jax.training.jsonl import read_json_lines
-from greats_jax.training.run_folder import ADAPTER, CONFIG, CURVES, METRICS, MODEL, SELECTIONS, SUMMARY
+from greats_jax.training.run_folder import (
+    ADAPTER,
+    CONFIG,
+    CURVES,
+    METRICS,
+    MODEL,
+    SELECTIONS,
+    SUMMARY,
+    how_to_go_on,
+)
+from greats_jax.training.summary import summarize
 
 
 @dataclass(frozen=True)
@@ -19,11 +29,11 @@ class RunResult:
     Attributes:
         folder: The run folder.
         config: The resolved configuration.
-        status: finished, or interrupted when a user stopped it early.
+        status: finished, or interrupted where the run was stopped early and can be gone on with.
         metrics: Records of metrics.jsonl: one per update and per evaluation.
         selections: Records of selections.jsonl: one per batch of candidates.
         summary: Numbers of the closing table (see `summary.summarize`).
-        weights: Folder of the final weights: a PEFT adapter, or a Hugging Face model.
+        weights: Folder of the final weights, a PEFT adapter or a Hugging Face model; an interrupted run has none yet.
         plots: The curves, if they were drawn.
     """
 
@@ -47,12 +57,24 @@ class RunResult:
         if not (folder / CONFIG).is_file():
             raise RunError(f"{folder}: there is no run here (no {CONFIG}); give the folder that greats train wrote")
         if not (folder / SUMMARY).is_file():
-            raise RunError(f"{folder}: this run has not ended (no {SUMMARY}), so it has no final weights yet")
-        config = load_config(folder / CONFIG)
+            raise RunError(
+                f"{folder}: this run has not ended, so it has no final weights; go on with it: {how_to_go_on(folder)}"
+            )
         try:
             summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise RunError(f"{folder / SUMMARY}: not valid JSON ({error.msg}); the run folder is damaged") from None
+        return cls._read(folder, summary)
+
+    @classmethod
+    def interrupted(cls, folder: Path) -> "RunResult":
+        """What the folder of a run that was stopped early holds; its summary is that of the updates made so far."""
+        metrics, selections = read_json_lines(folder / METRICS), read_json_lines(folder / SELECTIONS)
+        return cls._read(folder, {"status": "interrupted", **summarize(metrics, selections)})
+
+    @classmethod
+    def _read(cls, folder: Path, summary: dict[str, Any]) -> "RunResult":
+        config = load_config(folder / CONFIG)
         return cls(
             folder=folder,
             config=config,

@@ -175,14 +175,18 @@ def test_accumulation_is_one_update_per_micro_batches(config_file):
     np.testing.assert_allclose([record["learning_rate"] for record in steps], [0.01, 0.005], rtol=1e-5)
 
 
-def test_stopping_early_keeps_what_was_done(config_file):
-    asked = []
-    stopping = Trainer(load_config(config_file), should_stop=lambda: len(asked) == 2 or bool(asked.append(1)))
+def test_a_run_stopped_early_pretends_no_end(config_file):
+    tracker = Recording()
+    stopping = Trainer(load_config(config_file), [tracker], lambda: any(isinstance(e, Stepped) for e in tracker.events))
     result = stopping.fit()
     assert result.status == "interrupted"
-    assert result.summary["steps"] == 2
+    assert result.summary["steps"] == 2  # a step is read when the next has been dispatched
     assert result.summary["after"] is None
-    assert result.weights.is_dir()
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        "checkpoints", "config.yaml", "metrics.jsonl", "selections.jsonl",
+    ]  # fmt: skip
+    with pytest.raises(RunError, match="has not ended.*--resume"):
+        RunResult.load(result.folder)
 
 
 def test_a_failure_while_loading_leaves_no_folder(config_file, tmp_path):
@@ -215,7 +219,7 @@ def test_without_matplotlib_one_line_says_how_to_get_curves(finished_run: Finish
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     shutil.copytree(finished_run.result.folder, tmp_path / "run", ignore=shutil.ignore_patterns("curves"))
     tracker = Recording()
-    trainer._finish(tmp_path / "run", "finished", tracker.record)
+    trainer._finish(tmp_path / "run", tracker.record)
     [notice] = tracker.events
     assert isinstance(notice, Noticed)
     assert "pip install matplotlib" in notice.text

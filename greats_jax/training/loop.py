@@ -1,0 +1,168 @@
+"""The updates of a run, from wherever it stands to its end or to the moment it is asked to stop."""
+
+import math
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any
+
+import jax
+
+from greats_jax.data import LanguageBatch
+from greats_jax.models import combine
+from greats_jax.training.config import TrainConfig
+from greats_jax.training.costs import selection_share
+from greats_jax.training.draws import prefetch
+from greats_jax.training.evaluation import evaluate_tasks, evaluation_sets, row_losses
+from greats_jax.training.events import Evaluated, Event, Noticed
+from greats_jax.training.inputs import StepInputs, make_inputs
+from greats_jax.training.losses import LanguageExample, label_count, language_model_loss, language_rows
+from greats_jax.training.preparing import Prepared
+from greats_jax.training.recording import Recorder
+from greats_jax.training.resolving import REGULAR, kept, total_steps
+from greats_jax.training.saving import Progress, Saver
+from greats_jax.training.state import TrainState
+from greats_jax.training.step import TARGET_ONLY, make_selective_step
+
+
+class Loop:
+    """Evaluates, updates and saves, each when it is time to.
+
+    What happens depends on the state and on how many updates are behind it, and on nothing else: a run that is stopped
+    between two updates and gone on with is the run that was never stopped.
+
+    Args:
+        config: The resolved configuration.
+        run: What it works on.
+        emit: Receives the events.
+        should_stop: Asked between updates and between batches of an evaluation.
+    """
+
+    def __init__(
+        self, config: TrainConfig, run: Prepared, emit: Callable[[Event], None], should_stop: Callable[[], bool]
+    ):
+        self._config, self._run, self._emit, self._should_stop = config, run, emit, should_stop
+        self._steps = total_steps(config, len(run.data.pool))
+        self._sources = (*run.data.pool.sources, run.data.tasks[0])
+        self._dropout_key = jax.random.key(config.seed)
+        self._has_dropout = config.lora is not None and config.lora.dropout > 0
+        self._step, self._plain_step = (_make_step(config, run, method) for method in (config.method, REGULAR))
+        self._losses_of = row_losses(language_model_loss(run.model.graphdef, combine, dropout=self._has_dropout))
+        self._sets = evaluation_sets(run.data, config.evaluate_batch)
+        self._shares: dict[tuple[int, ...], float] = {}  # by shapes, the share of a step's FLOPs that selecting costs
+
+    def run(self, state: TrainState, progress: Progress, saver: Saver) -> tuple[TrainState, bool]:
+        """Go on from a state.
+
+        Returns:
+            The state, and whether that is the end: if not, it was stopped and has been saved.
+        """
+        recorder = Recorder(self._emit, self._sources, self._config.accumulate, progress.totals)
+        updates = progress.updates
+        with closing(self._inputs(updates)) as inputs:
+            while True:
+                if self._to_evaluate(updates, progress.evaluated):
+                    progress = progress._replace(totals=recorder.flush())
+                    metrics = self._evaluate(updates, state)
+                    if metrics is None:
+                        saver.save(state, progress)
+                        return state, False
+                    progress = progress.with_evaluation(metrics)
+                    recorder.restart_clock()
+                ended = updates == self._steps
+                stopped = not ended and self._should_stop()
+                if stopped or saver.due(updates):
+                    progress = progress._replace(totals=recorder.flush())
+                    saver.save(state, progress)
+                    recorder.restart_clock()
+                if ended or stopped:
+                    return state, ended
+                for _ in range(self._config.accumulate):
+                    state = self._micro_batch(state, *next(inputs), recorder)
+                updates += 1
+
+    def _inputs(self, updates: int) -> Generator[tuple[int, StepInputs], None, None]:
+        """Number and inputs of each micro-batch after so many updates."""
+        make = make_inputs(self._config, self._run.data, self._run.facts)
+        first, end = updates * self._config.accumulate, self._steps * self._config.accumulate
+        return prefetch(lambda ahead: (first + ahead, make(first + ahead)), end - first)
+
+    def _micro_batch(self, state: TrainState, number: int, drawn: StepInputs, recorder: Recorder) -> TrainState:
+        """Select among one batch of candidates, and learn from what is kept."""
+        batches = _rows(drawn, jax.random.fold_in(self._dropout_key, number) if self._has_dropout else None)
+        shape, frozen = _shape(drawn), self._run.selecting.frozen
+        compiled = shape not in self._shares
+        if compiled:
+            recorder.flush()
+            self._emit(Noticed(f"compiling the step for rows of {shape[1]} tokens"))
+            self._shares[shape] = self._selecting_share(state, frozen, *batches)
+        state, metrics = self._step(state, frozen, *batches)
+        recorder.push(drawn.candidates, metrics._replace(aux=None), math.nan if compiled else self._shares[shape])
+        return state
+
+    def _selecting_share(self, *arguments: Any) -> float:
+        """The share of a step's FLOPs that selecting costs."""
+        if self._config.method == TARGET_ONLY:
+            return 0.0
+        every = self._config.validation.refresh_every
+        return selection_share(self._step, self._plain_step, *arguments, refresh_every=every)
+
+    def _to_evaluate(self, updates: int, evaluated: int) -> bool:
+        """Whether the evaluation after so many updates is still to be made."""
+        every = self._config.evaluate_every
+        due = updates in (0, self._steps) or (every is not None and updates % every == 0)
+        return due and evaluated < updates
+
+    def _evaluate(self, updates: int, state: TrainState) -> dict[str, float] | None:
+        """Measure and report the tasks' perplexities; None where the run was asked to stop meanwhile."""
+
+        def losses_of(params: Any, frozen: Any, batch: LanguageBatch) -> jax.Array:
+            if self._should_stop():
+                raise _Stopped
+            return self._losses_of(params, frozen, batch)
+
+        try:
+            metrics = evaluate_tasks(self._sets, losses_of, state.params, self._run.model.frozen)
+        except _Stopped:
+            return None
+        self._emit(Evaluated(updates, metrics))
+        return metrics
+
+
+class _Stopped(Exception):
+    """An evaluation was left because the run is to stop."""
+
+
+def _rows(drawn: StepInputs, key: jax.Array | None) -> tuple[LanguageExample, LanguageExample | None]:
+    """Candidates and validation rows for the step."""
+    candidates = language_rows(drawn.candidates.batch, key, drawn.candidate_extras)
+    if drawn.validation is None:
+        return candidates, None
+    return candidates, language_rows(drawn.validation, extras=drawn.validation_extras)
+
+
+def _shape(drawn: StepInputs) -> tuple[int, ...]:
+    """What a compiled step belongs to: rows and tokens of its batches."""
+    validation = () if drawn.validation is None else drawn.validation.input_ids.shape
+    return (*drawn.candidates.batch.input_ids.shape, *validation)
+
+
+def _make_step(config: TrainConfig, run: Prepared, method: str) -> Callable[..., Any]:
+    """The compiled step of a configuration, with its rule or another one."""
+    options = run.selecting.options
+    return make_selective_step(
+        run.selecting.loss_fn,
+        run.optimizer,
+        # A batch of validation examples takes the candidates' place: see make_inputs.
+        objective=REGULAR if method == TARGET_ONLY else method,
+        keep=1.0 if method == TARGET_ONLY else kept(config),
+        validation=options.validation,
+        refresh_every=options.refresh_every,
+        learning_rate=options.learning_rate,
+        is_valid=options.is_valid,
+        has_aux=options.has_aux,
+        row_weight=label_count if config.update_weighting == "tokens" else None,
+        scoring=options.scoring,
+        row_signals=options.row_signals,
+        targets=options.targets,
+        preconditioner=options.preconditioner,
+    )

@@ -1,0 +1,136 @@
+"""Going on with a run: whether it is the same one, and the newest of its checkpoints that is whole."""
+
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from greats_jax.errors import ConfigError, RunError
+from greats_jax.training.checkpoints import Checkpoints
+from greats_jax.training.config import TrainConfig
+from greats_jax.training.config_loading import load_config
+from greats_jax.training.fingerprints import fingerprint_of_arrays, fingerprint_of_examples
+from greats_jax.training.inputs import ExampleFacts
+from greats_jax.training.run_folder import CONFIG
+from greats_jax.training.saving import Saved
+from greats_jax.training.setup import TaskData
+from greats_jax.training.state import TrainState
+
+MAY_CHANGE = ("checkpoint", "compilation_cache", "distributed", "guards", "mesh", "output", "trackers", "wandb_project")
+"""Keys that decide nothing of what a run computes, up to the order of sums where devices are arranged anew."""
+
+_PACKAGES = ("flax", "greats-jax", "jax", "jaxlib", "optax")
+_MUST_STAY = {
+    "base": "the pretrained model is not the one that this run began with; put the old one back",
+    "data": "the examples are not those that this run began with; put the old files back",
+}
+
+
+def check_same_run(folder: Path, config: TrainConfig) -> None:
+    """Make sure that a configuration goes on with the run in a folder.
+
+    Raises:
+        ConfigError: It would compute something else; its notes are the keys that differ, one a line.
+    """
+    old, new = (dict(_flat(asdict(one))) for one in (load_config(folder / CONFIG), config))
+    keys = [key for key in {**old, **new} if key.split(".")[0] not in MAY_CHANGE]
+    differing = [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in keys if old.get(key) != new.get(key)]
+    if differing:
+        error = ConfigError(
+            f"{folder}: the run in this folder was begun with another configuration and cannot go on with this one; "
+            "take the old values back, or choose another folder with output=..."
+        )
+        for line in differing:
+            error.add_note(line)
+        raise error
+
+
+def origin_of(config: TrainConfig, data: TaskData, facts: ExampleFacts, frozen: Any) -> dict[str, Any]:
+    """What a run stands on beside its configuration, as short hashes: the frozen weights are never saved themselves.
+
+    Cost: one pass over the frozen weights and over all examples.
+    """
+    examples = (*data.pool.examples, *data.validation, *data.test)
+    return {
+        "model": config.model.source,
+        "base": fingerprint_of_arrays(frozen),
+        "data": fingerprint_of_examples(examples) + fingerprint_of_arrays(facts),
+        "platform": jax.default_backend(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def newest_whole(
+    checkpoints: Checkpoints, like: TrainState, folder: Path, origin: dict[str, Any], notice: Callable[[str], None]
+) -> tuple[TrainState, Saved]:
+    """The state of the newest checkpoint that is whole; newer ones are removed.
+
+    Args:
+        checkpoints: Those of the run, at least one.
+        like: Shapes, dtypes and shardings of the state.
+        folder: The run folder, whose records must reach as far as the checkpoint says.
+        origin: What the run stands on now.
+        notice: Told of every checkpoint that cannot be used, and why.
+
+    Raises:
+        RunError: None is whole, or the run stands on something else than it did.
+    """
+    numbers = checkpoints.numbers()
+    for place, number in enumerate(numbers):
+        try:
+            state, record = checkpoints.restore(number, like)
+            saved = Saved.of(record)
+            _check_lengths(folder, saved.lengths)
+        except RunError as error:
+            notice(f"{error}; it is left out")
+            continue
+        _check_origin(folder, saved.origin, origin, notice)
+        checkpoints.discard(numbers[:place])
+        return state, saved
+    raise RunError(
+        f"{folder}: none of the checkpoints ({', '.join(map(str, numbers))}) can be used; begin again in another "
+        "folder with output=..."
+    )
+
+
+def _check_lengths(folder: Path, lengths: dict[str, int]) -> None:
+    for name, length in lengths.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if found < length:
+            raise RunError(f"{folder / name} holds {found} bytes, fewer than the {length} it had at the checkpoint")
+
+
+def _check_origin(folder: Path, old: dict[str, Any], new: dict[str, Any], notice: Callable[[str], None]) -> None:
+    for name, meaning in _MUST_STAY.items():
+        if old[name] != new[name]:
+            raise RunError(
+                f"{folder}: {meaning}, or choose another folder with output=... ({name}: {old[name]} -> {new[name]})"
+            )
+    old, new = ({"platform": one["platform"], **one["packages"]} for one in (old, new))
+    if changed := [f"{name} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]:
+        notice(f"changed since the run began, so that numbers may differ in their last bits: {', '.join(changed)}")
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a tree of dictionaries and sequences."""
+    if isinstance(value, (dict, list, tuple)) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            yield from _flat(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    value = values.get(key)
+    return "null" if value is None else str(value)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return None
