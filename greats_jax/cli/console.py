@@ -144,6 +144,8 @@ def _faults(summary: dict[str, Any]) -> str:
             "every update was" if skipped >= summary["steps"] else f"{skipped:,} of {summary['steps']:,} updates were"
         )
         lines.append(f"warning: {some} skipped, for want of a candidate or validation row with a finite loss")
+    if spikes := summary.get("loss_spikes"):
+        lines.append(f"warning: the loss of {spikes:,} of {summary['steps']:,} updates was far above those before")
     for key, what in (("rejected_candidates", "candidates"), ("rejected_validation", "validation rows")):
         if count := summary.get(key):
             lines.append(f"warning: {count:,} {what} were left out because their loss or gradient was not finite")

@@ -1,7 +1,7 @@
 """Entry point: one command in, one exit code out, and no traceback for a mistake the user can mend.
 
-Exit codes: 0 done, or stopped in order by a signal; 1 the run could not be done; 2 the command line or the configuration
-is wrong; 130 stopped at once.
+Exit codes: 0 done, or stopped in order by a signal; 1 the run could not be done; 2 the command line or the
+configuration is wrong; 130 stopped at once.
 """
 
 import os

@@ -72,6 +72,7 @@ class Saver:
         records: The run's files of records, whose lengths belong to what is saved.
         origin: What the run stands on.
         emit: Told what goes wrong.
+        sound: Whether the state is worth keeping; while it is not, no checkpoint takes a good one's place.
     """
 
     def __init__(
@@ -81,9 +82,10 @@ class Saver:
         records: RunFolderTracker,
         origin: dict[str, Any],
         emit: Callable[[Event], None],
+        sound: Callable[[], bool] = lambda: True,
     ):
         self._config, self._checkpoints, self._records = config, checkpoints, records
-        self._origin, self._emit = origin, emit
+        self._origin, self._emit, self._sound = origin, emit, sound
         self._saved = next(iter(checkpoints.numbers()), None)  # what the run goes on from
         self._told = False
         self._clock = time.monotonic()
@@ -98,7 +100,7 @@ class Saver:
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Save, unless this very state was saved before; a failure is told once and leaves the last good checkpoint."""
-        if progress.updates == self._saved:
+        if progress.updates == self._saved or not self._sound():
             return
         self._clock = time.monotonic()
         saved = Saved(progress, self._records.sync(), self._origin)

@@ -13,6 +13,7 @@ from greats_jax.training.checkpoints import Checkpoints
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.events import Event, Noticed, Tracker
 from greats_jax.training.folder_lock import locked
+from greats_jax.training.guards import Guard
 from greats_jax.training.jsonl import read_json_lines
 from greats_jax.training.loop import Loop
 from greats_jax.training.plots import plot_run
@@ -101,21 +102,25 @@ class Trainer:
             built = [at_end.enter_context(closing(tracker)) for tracker in build_trackers(self.config, folder)]
             records = at_end.enter_context(closing(RunFolderTracker(folder, self.config, saved.lengths)))
             given = [at_end.enter_context(closing(tracker)) for tracker in self._trackers]
+            guard = Guard(self.config.guards, self.config.accumulate, checkpoints.numbers)
+            guard.remember(read_json_lines(folder / METRICS))
 
             def emit(event: Event) -> None:
                 for tracker in (*built, records, *given):
                     tracker.record(event)
+                if notice := guard.check(event):
+                    emit(Noticed(notice))
 
             emit(run.started(self.config, folder, saved.progress.updates))
             for text in notices:
                 emit(Noticed(text))
-            saver = Saver(self.config.checkpoint, checkpoints, records, origin, emit)
+            saver = Saver(self.config.checkpoint, checkpoints, records, origin, emit, lambda: guard.sound)
             state, ended = Loop(self.config, run, emit, self._should_stop).run(state, saved.progress, saver)
             if not ended:
                 saver.finish()
                 return RunResult.interrupted(folder)
             _save_weights(self.config, run, state.params, folder)
-            _finish(folder, emit)
+            _finish(folder, emit, guard.spikes)
         return RunResult.load(folder)
 
     def _start(
@@ -145,7 +150,7 @@ def _save_weights(config: TrainConfig, run: Prepared, params: Any, folder: Path)
         run.tokenizer.save_pretrained(folder / MODEL)
 
 
-def _finish(folder: Path, emit: Callable[[Event], None]) -> None:
+def _finish(folder: Path, emit: Callable[[Event], None], loss_spikes: int) -> None:
     """Draw the curves and write the summary, which marks the run as ended."""
     metrics = read_json_lines(folder / METRICS)
     summary = summarize(metrics, read_json_lines(folder / SELECTIONS))
@@ -153,4 +158,4 @@ def _finish(folder: Path, emit: Callable[[Event], None]) -> None:
         plot_run(metrics, summary["sources"], folder / CURVES)
     except RunError as missing:
         emit(Noticed(str(missing)))
-    write_summary(folder, {"status": "finished", **summary})
+    write_summary(folder, {"status": "finished", **summary, "loss_spikes": loss_spikes})

@@ -219,7 +219,7 @@ def test_without_matplotlib_one_line_says_how_to_get_curves(finished_run: Finish
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     shutil.copytree(finished_run.result.folder, tmp_path / "run", ignore=shutil.ignore_patterns("curves"))
     tracker = Recording()
-    trainer._finish(tmp_path / "run", tracker.record)
+    trainer._finish(tmp_path / "run", tracker.record, loss_spikes=0)
     [notice] = tracker.events
     assert isinstance(notice, Noticed)
     assert "pip install matplotlib" in notice.text
