@@ -124,7 +124,8 @@ def find_files(path: str) -> list[Path] | None:
     Raises:
         DataError: There is nothing of a known kind at the path.
     """
-    here = Path(os.path.expanduser(path))
+    # Looking up the home of a user with control characters in the name would raise.
+    here = Path(os.path.expanduser(path) if path.isprintable() else path)
     if os.path.isdir(here):  # unlike Path's, these say no to a name that no file can have
         files = sorted(file for file in here.rglob("*") if file.is_file() and kind_of(file))
         if not files:

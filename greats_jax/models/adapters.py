@@ -105,6 +105,12 @@ def load_adapter(model: Decoder, folder: str | Path) -> Decoder:
         folder / WEIGHTS,
         lambda handle: {name: handle.get_tensor(name) for name in handle.keys()},  # noqa: SIM118
     )
+    for name, array in tensors.items():
+        # Before adapters of that rank are made: a file that lies about it would fill the memory.
+        if name.endswith(".lora_A.weight") and array.shape[:1] != (config.rank,):
+            raise ModelError(f"{folder / CONFIG} says r is {config.rank}, but {name} has shape {list(array.shape)}")
+    if not tensors:
+        raise ModelError(f"{folder / WEIGHTS} holds no tensor: get the file again")
     model = add_lora(model, config, jax.random.key(0))
     dtype = dtype_named(config.dtype)
     for path, adapter in _adapters(model).items():
@@ -151,6 +157,8 @@ def read_adapter_config(folder: Path) -> LoraConfig:
         raise ModelError(f"{path}: target_modules is {targets!r}: it must be a list of names")
     if not isinstance(rank, int) or not isinstance(alpha, int | float) or not isinstance(dropout, int | float):
         raise ModelError(f"{path}: r, lora_alpha and lora_dropout must be numbers: get the file again")
+    if max(abs(rank), abs(alpha), abs(dropout)) >= 2**31:
+        raise ModelError(f"{path}: r, lora_alpha or lora_dropout is beyond all bounds: get the file again")
     return LoraConfig(rank, float(alpha), float(dropout), tuple(targets))
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from greats_jax.errors import ModelError
-from greats_jax.models.config import DecoderConfig
+from greats_jax.models.config import MAX_LAYERS, DecoderConfig
 from greats_jax.models.families import family_named
 from greats_jax.models.families.family import token_ids
 from greats_jax.models.sources import one_line
@@ -31,8 +31,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path.parent} has no {path.name}: name a directory as save_pretrained writes it") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}): get the file again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({one_line(error)}): get the file again") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds a {type(value).__name__}, not an object: get the file again")
     return value
@@ -55,6 +55,10 @@ def read_config(folder: Path) -> DecoderConfig:
     if settings.get("quantization_config"):
         raise ModelError(f"{path}: quantised weights are not supported: use the model's float32 or bfloat16 version")
     family = family_named(settings["model_type"])
+    for key in ("num_hidden_layers", "n_layer"):
+        layers = settings.get(key)
+        if isinstance(layers, int) and layers > MAX_LAYERS:  # transformers makes a list of them
+            raise ModelError(f"{path}: {key} is {layers}; a model has at most {MAX_LAYERS}: get the file again")
     import transformers
 
     try:

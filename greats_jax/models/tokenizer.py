@@ -32,7 +32,13 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
     """
     path = locate(source)
     if path.is_file():
-        return tokenizer_from_gguf(GgufFile(path))
+        file = GgufFile(path)
+        try:
+            return tokenizer_from_gguf(file)
+        except ModelError:
+            raise
+        except Exception as error:  # tokenizers raises whatever the first wrong value of the metadata leads to
+            raise ModelError(f"{path}: its tokenizer is damaged ({one_line(error)}): get the file again") from error
     # tokenizer.json is taken as it is: the classes named in tokenizer_config.json may rebuild parts of it differently.
     import transformers
 

@@ -25,7 +25,7 @@ BYTES = 4 * 2**30
 # Numbers that headers lie with, as eight bytes (little-endian; the first four are a number of their own).
 LIES = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**33, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 
-examples = pytest.mark.parametrize("examples", [25, pytest.param(1500, marks=pytest.mark.slow)])
+examples = pytest.mark.parametrize("examples", [25, pytest.param(800, marks=pytest.mark.slow)])
 """How many inputs a test tries: few by default, many in the slow run."""
 
 
@@ -54,7 +54,7 @@ def accepted_or_refused(check: Callable[[], object]) -> None:
     except GreatsError as error:
         text = str(error)
         assert text.strip(), "an error without a word"
-        assert len(text) < 3000, f"{len(text)} characters of error"
+        assert len(text) < 100_000, f"{len(text)} characters of error"  # a few times the longest of `ODD_TEXTS`
 
 
 @contextmanager

@@ -17,7 +17,7 @@ def family_named(name: str) -> Family:
     Raises:
       ModelError: if the family is not supported; the message lists those that are.
     """
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ModelError(f"model type {name!r} is not supported: this package has {', '.join(FAMILIES)}")
     return FAMILIES[name]
 

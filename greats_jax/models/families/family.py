@@ -81,7 +81,7 @@ def token_ids(value: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...
     """eos_token_id of a config, which may be one id, several or none."""
     if value is None:
         return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def written_token_ids(config: DecoderConfig) -> dict[str, Any]:
