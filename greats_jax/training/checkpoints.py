@@ -6,12 +6,15 @@ another name and renames it once it is complete, so that what a killed run leave
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +30,7 @@ Record = dict[str, Any]
 
 _STATE, _RECORD = "state", "record"
 _UNFINISHED = "*.orbax-checkpoint-tmp*"
+_PATIENCE = 60  # seconds
 
 
 class Checkpoints:
@@ -42,6 +46,7 @@ class Checkpoints:
         self._config = config
         self._losses: dict[int, float] = {}
         self._manager: ocp.CheckpointManager | None = None
+        _silence_what_is_dropped()
 
     def numbers(self) -> list[int]:
         """Updates behind each complete checkpoint, newest first."""
@@ -60,8 +65,8 @@ class Checkpoints:
         Raises:
             RunError: This one or the one before, which was still being written, could not be.
         """
-        arrays = _arrays(state)
-        there = self.numbers()
+        self.wait()
+        arrays, there = _arrays(state), self.numbers()
         for other in [other for other in self._losses if other not in there]:
             del self._losses[other]
         if loss is not None:
@@ -69,6 +74,7 @@ class Checkpoints:
         body = {
             "record": record,
             "losses": {str(other): loss for other, loss in self._losses.items()},
+            "arrays": _described(arrays),
             "checksums": checksums(arrays),
         }
         try:
@@ -112,31 +118,33 @@ class Checkpoints:
         Raises:
             RunError: It is damaged, or belongs to another kind of state.
         """
-        wanted = _arrays(like)
         try:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-                found = reader.restore(
-                    self._folder / str(number),
-                    args=ocp.args.Composite(
-                        **{_STATE: ocp.args.StandardRestore(_stored(wanted)), _RECORD: ocp.args.JsonRestore()}
-                    ),
-                )
-            body, arrays = dict(found[_RECORD]), found[_STATE]
-            if body.pop("sha256") != _hash(body):
-                raise RunError("its record is not as it was written")
-            arrays = {name: arrays[name] if x.size else jnp.zeros(x.shape, x.dtype) for name, x in wanted.items()}
-            differing = sorted(set(checksums(arrays).items()) ^ set(body["checksums"].items()))
-            if differing:
-                raise RunError(f"{differing[0][0]} is not as it was saved")
-            losses = {int(other): float(loss) for other, loss in body["losses"].items()}
+            arrays, body = self._read(number, _arrays(like))
         except Exception as error:  # what a damaged file makes Orbax raise is anything at all
-            raise RunError(f"checkpoint {number} cannot be used: {one_line(error)}") from error
+            raise RunError(f"checkpoint {number} cannot be used: {one_line(error)}") from None
         self._losses.clear()
-        self._losses.update(losses)
+        self._losses.update({int(other): loss for other, loss in body["losses"].items()})
         return _state(arrays, like), body["record"]
 
+    def _read(self, number: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], Record]:
+        folder = self._folder / str(number)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            body = dict(reader.restore(folder, args=ocp.args.Composite(**{_RECORD: ocp.args.JsonRestore()}))[_RECORD])
+            if body.pop("sha256") != _hash(body):
+                raise RunError("its record is not as it was written")
+            if other := _first_difference(body["arrays"], _described(wanted)):
+                raise RunError(f"it has another {other} than this run")
+            args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(_stored(wanted))})
+            found = reader.restore(folder, args=args)[_STATE]
+        arrays = {name: found[name] if x.size else jnp.zeros(x.shape, x.dtype) for name, x in wanted.items()}
+        if damaged := _first_difference(body["checksums"], checksums(arrays)):
+            raise RunError(f"{damaged} is not as it was saved")
+        return arrays, body
+
     def discard(self, numbers: Sequence[int]) -> None:
-        """Remove checkpoints, and what writes that were cut short have left behind."""
+        """Remove checkpoints, and what writes that were cut short have left behind. One process does it for all."""
+        if jax.process_index() != 0:
+            return
         for path in (*(self._folder / str(number) for number in numbers), *self._folder.glob(_UNFINISHED)):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -147,21 +155,28 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.close()
             self._manager = None
+            self.discard(())
 
     def _open(self) -> ocp.CheckpointManager:
+        self.discard(())
         # Losses come from the records: the steps' own metadata need not be read, nor trusted.
         kept = _Kept(self._config, self._losses)
         options = ocp.CheckpointManagerOptions(preservation_policy=kept, lightweight_initialize=True)
         return ocp.CheckpointManager(self._folder, options=options, item_names=(_STATE, _RECORD))
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: Exception) -> NoReturn:
         """Forget a manager that failed: the next save begins with a new one, and with the room this one took."""
+        reason = one_line(error)
         manager, self._manager = self._manager, None
         if manager is not None:
             with contextlib.suppress(Exception):  # it says again what it has just said
                 manager.close()
+        # The writers of the other arrays have not heard of it, and go on for a moment.
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax."):
+                threading.Thread.join(thread, _PATIENCE)
         self.discard(())
-        raise RunError(one_line(error)) from error
+        raise RunError(reason) from None
 
 
 class _Kept:
@@ -203,6 +218,32 @@ def _plain(x: Any) -> Any:
 def _stored(arrays: dict[str, Any]) -> dict[str, Any]:
     """Those with elements: Orbax refuses the others, which hold nothing to store."""
     return {name: x for name, x in arrays.items() if x.size}
+
+
+def _described(arrays: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
+
+
+def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The first name whose values differ, or that only one of them has."""
+    return next((name for name in sorted({*one, *other}) if one.get(name) != other.get(name)), None)
+
+
+@functools.cache
+def _silence_what_is_dropped() -> None:
+    """Keep Python from printing what Orbax' readers and writers raise when they are dropped after another has failed.
+
+    They are dropped whenever the collector finds them, so that this lasts as long as the process.
+    """
+    hook = sys.unraisablehook
+
+    def other(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        of_coroutine = code is not None and "orbax" in code.co_filename
+        if not of_coroutine and str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = other
 
 
 def _is_key(x: Any) -> bool:
