@@ -87,7 +87,7 @@ class Saver:
         self._config, self._checkpoints, self._records = config, checkpoints, records
         self._origin, self._emit, self._sound = origin, emit, sound
         self._saved = next(iter(checkpoints.numbers()), None)  # what the run goes on from
-        self._told = False
+        self._told = self._writing = False
         self._clock = time.monotonic()
 
     def due(self, updates: int) -> bool:
@@ -106,12 +106,13 @@ class Saver:
         saved = Saved(progress, self._records.sync(), self._origin)
         try:
             self._checkpoints.wait()
-            self._told = False
+            self._told = self._told and not self._writing
         except RunError as error:  # of the one before: this one gets its own chance
             self._tell(error)
         try:
+            self._writing = False
             self._checkpoints.save(progress.updates, state, saved.record(), progress.validation_loss)
-            self._saved = progress.updates
+            self._saved, self._writing = progress.updates, True
         except RunError as error:
             self._tell(error)
 
