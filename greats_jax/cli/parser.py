@@ -55,6 +55,16 @@ def build_parser() -> _Parser:
     )  # fmt: skip
     train.set_defaults(run=_train)
 
+    plan = commands.add_parser(
+        "plan", help="estimate the memory a configuration needs, before anything is loaded",
+        description="Estimate what each device needs, for each way of scoring, from the shape of the model alone (its "
+        "config.json is enough): greats plan configs/x.yaml --devices 8 --memory 80. Exit code 1 if it is too much.",
+    )  # fmt: skip
+    _add_config(plan)
+    plan.add_argument("--devices", type=_count, help="how many devices there will be (default: those found here)")
+    plan.add_argument("--memory", type=_rate, metavar="GIB", help="memory of each (default: what the device reports)")
+    plan.set_defaults(run=_plan)
+
     evaluate = commands.add_parser("evaluate", help="measure a finished run's model on its task again")
     _add_run(evaluate)
     evaluate.add_argument("--n-test", type=_count, help="test examples (default: as in the run)")
@@ -162,6 +172,12 @@ def _train(arguments: argparse.Namespace) -> int:
     from greats_jax.cli.train import train
 
     return train(arguments.config, arguments.overrides, arguments.resume)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from greats_jax.cli.plan import show_plan
+
+    return show_plan(arguments.config, arguments.overrides, arguments.devices, arguments.memory)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

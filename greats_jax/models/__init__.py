@@ -3,7 +3,7 @@
 from greats_jax.models.adapters import load_adapter, save_adapter
 from greats_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
 from greats_jax.models.decoder import Decoder
-from greats_jax.models.loading import from_pretrained, save_pretrained
+from greats_jax.models.loading import from_pretrained, read_shape, save_pretrained
 from greats_jax.models.lora import add_lora, merge_lora
 from greats_jax.models.partition import combine, cut_layers, has_adapters, partition
 from greats_jax.models.sentence_encoder import SentenceEncoder, load_sentence_encoder
@@ -25,6 +25,7 @@ __all__ = [
     "load_tokenizer",
     "merge_lora",
     "partition",
+    "read_shape",
     "save_adapter",
     "save_pretrained",
 ]

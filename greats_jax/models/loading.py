@@ -19,7 +19,7 @@ from greats_jax.models.decoder import Decoder
 from greats_jax.models.families import Weight, family_named
 from greats_jax.models.partition import has_adapters
 from greats_jax.models.placing import Index, built
-from greats_jax.models.sources import locate
+from greats_jax.models.sources import CONFIG_FILES, locate
 
 Shardings = Callable[[Any], Any]
 """From a tree of `jax.ShapeDtypeStruct` to a tree of `jax.sharding.Sharding`: where each parameter goes."""
@@ -58,6 +58,21 @@ def from_pretrained(
         config, tensors = gguf_model.read(path)
     config = dataclasses.replace(config, dtype=dtype, compute_dtype=compute_dtype or dtype, remat=remat)
     return assemble(config, tensors, str(path), shardings)
+
+
+def read_shape(
+    source: str | Path, dtype: str = "float32", compute_dtype: str | None = None, remat: str = "none"
+) -> DecoderConfig:
+    """The configuration of the model that `from_pretrained` would load; no weight is read or fetched.
+
+    A directory needs nothing but its config.json.
+
+    Raises:
+      ModelError: as `from_pretrained`.
+    """
+    path = locate(source, CONFIG_FILES)
+    config = checkpoint.read_config(path) if path.is_dir() else gguf_model.read(path)[0]
+    return dataclasses.replace(config, dtype=dtype, compute_dtype=compute_dtype or dtype, remat=remat)
 
 
 def save_pretrained(model: Decoder, folder: str | Path) -> None:

@@ -10,18 +10,19 @@ import jax
 from greats_jax.data import LanguageBatch
 from greats_jax.models import combine
 from greats_jax.training.config import TrainConfig
+from greats_jax.training.configured_step import configured_step
 from greats_jax.training.costs import selection_share
 from greats_jax.training.draws import prefetch
 from greats_jax.training.evaluation import evaluate_tasks, evaluation_sets, row_losses
 from greats_jax.training.events import Evaluated, Event, Noticed
 from greats_jax.training.inputs import StepInputs, make_inputs
-from greats_jax.training.losses import LanguageExample, label_count, language_model_loss, language_rows
+from greats_jax.training.losses import LanguageExample, language_model_loss, language_rows
 from greats_jax.training.preparing import Prepared
 from greats_jax.training.recording import Recorder
-from greats_jax.training.resolving import REGULAR, kept, total_steps
+from greats_jax.training.resolving import REGULAR, total_steps
 from greats_jax.training.saving import Progress, Saver
 from greats_jax.training.state import TrainState
-from greats_jax.training.step import TARGET_ONLY, make_selective_step
+from greats_jax.training.step import TARGET_ONLY
 
 
 class Loop:
@@ -45,7 +46,9 @@ class Loop:
         self._sources = (*run.data.pool.sources, run.data.tasks[0])
         self._dropout_key = jax.random.key(config.seed)
         self._has_dropout = config.lora is not None and config.lora.dropout > 0
-        self._step, self._plain_step = (_make_step(config, run, method) for method in (config.method, REGULAR))
+        self._step, self._plain_step = (
+            configured_step(config, run.selecting, run.optimizer, method) for method in (config.method, REGULAR)
+        )
         self._losses_of = row_losses(language_model_loss(run.model.graphdef, combine, dropout=self._has_dropout))
         self._sets = evaluation_sets(run.data, config.evaluate_batch)
         self._shares: dict[tuple[int, ...], float] = {}  # by shapes, the share of a step's FLOPs that selecting costs
@@ -144,25 +147,3 @@ def _shape(drawn: StepInputs) -> tuple[int, ...]:
     """What a compiled step belongs to: rows and tokens of its batches."""
     validation = () if drawn.validation is None else drawn.validation.input_ids.shape
     return (*drawn.candidates.batch.input_ids.shape, *validation)
-
-
-def _make_step(config: TrainConfig, run: Prepared, method: str) -> Callable[..., Any]:
-    """The compiled step of a configuration, with its rule or another one."""
-    options = run.selecting.options
-    return make_selective_step(
-        run.selecting.loss_fn,
-        run.optimizer,
-        # A batch of validation examples takes the candidates' place: see make_inputs.
-        objective=REGULAR if method == TARGET_ONLY else method,
-        keep=1.0 if method == TARGET_ONLY else kept(config),
-        validation=options.validation,
-        refresh_every=options.refresh_every,
-        learning_rate=options.learning_rate,
-        is_valid=options.is_valid,
-        has_aux=options.has_aux,
-        row_weight=label_count if config.update_weighting == "tokens" else None,
-        scoring=options.scoring,
-        row_signals=options.row_signals,
-        targets=options.targets,
-        preconditioner=options.preconditioner,
-    )
