@@ -21,6 +21,13 @@ from greats_jax.ghost.einsum import (
     sizes_of,
     take_slice,
 )
+from greats_jax.ghost.exchange import (
+    received_for_pairs,
+    received_for_products,
+    received_for_sum,
+    sliced_label,
+    sliced_terms,
+)
 from greats_jax.ghost.factored import OTHER, Factored, as_other, cut_alike, drop_rows, weigh_rows
 from greats_jax.ghost.layout import EXAMPLE, TermSpec
 
@@ -36,11 +43,6 @@ _ON_ACCELERATORS = 16
 # FLOPs that take as long as moving a byte, roughly: what decides between forms that cost alike in FLOPs. On an H200 the
 # products of an 8B-shaped model's examples took longer to write than to compute.
 FLOPS_PER_BYTE = {"cpu": 5.0, "accelerator": 150.0}
-
-
-# FLOPs that take as long as receiving a byte from another device, roughly, on NVLink or a TPU's links: what decides
-# between exchanges. A mesh of CPUs stands for one of those.
-FLOPS_PER_EXCHANGED_BYTE = 2000.0
 
 
 def gram(leaf: Factored, keep: Labels = ()) -> Array | None:
@@ -182,41 +184,18 @@ def gram_plan(leaf: Factored) -> tuple[str, Plan]:
     stored = all(len(term.operands) == 1 and not _looks_up(term) for term in terms)
     if stored and spread is None:
         return "whole", ghost
-    if not products.spec.terms or (spread is not None and not spread.turns(leaf.spec.atom_shape)):
+    if not products.spec.terms or (spread is not None and spread.axis_of(leaf.spec.atom_shape) is None):
         return "whole" if stored else "ghost", ghost
     n = _rows(leaf)
     flops = _sum_flops(products) + 2.0 * n * n * leaf.spec.size + (_pairs_plan(leaf, rest).flops if rest else 0.0)
     # What is written is read once more: products of examples, or the two tables of all pairs of tokens.
     balance = FLOPS_PER_BYTE["cpu" if jax.default_backend() == "cpu" else "accelerator"]
-    instantiated = flops + balance * 8 * n * leaf.spec.size + FLOPS_PER_EXCHANGED_BYTE * exchanged(leaf, "instantiate")
+    instantiated = flops + balance * 8 * n * leaf.spec.size + received_for_products(products, rest)
     by_pairs = ghost.flops + balance * 4 * ghost.peak_bytes * ghost.slices
-    if instantiated >= by_pairs + FLOPS_PER_EXCHANGED_BYTE * exchanged(leaf, "ghost"):
+    if instantiated >= by_pairs + received_for_pairs(leaf):
         return "ghost", ghost
     slices = math.prod(count for _, count in _instance_cuts(products, n))
     return "instantiate", Plan(flops, 4 * n * leaf.spec.size // slices, None, slices)
-
-
-def exchanged(leaf: Factored, how: str) -> float:
-    """Bytes that all devices together receive from others for the Gram of a leaf; 0 without a mesh.
-
-    Args:
-        leaf: the leaf.
-        how: of `gram_plan`. `instantiate` turns the products, [n, parameter], so that each device has all examples of a
-            slice; the others gather the factors on every device.
-    """
-    if leaf.spread is None:
-        return 0.0
-    parts = leaf.spread.parts
-    if how != "instantiate":
-        return (parts - 1) * _factor_bytes(leaf, leaf.spec.terms or ())
-    _, rest = _formed(leaf)
-    looked_up = [term for term in leaf.spec.terms or () if _looks_up(term)] if rest else []
-    return 4.0 * _rows(leaf) * leaf.spec.size * (parts - 1) / parts + (parts - 1) * _factor_bytes(leaf, looked_up)
-
-
-def _factor_bytes(leaf: Factored, terms: Sequence[TermSpec]) -> float:
-    used = {i for term in terms for i, spec in term.operands if EXAMPLE in spec.labels}
-    return float(sum(leaf.pool[i].size * leaf.pool[i].dtype.itemsize for i in used))
 
 
 Pair = tuple[TermSpec, TermSpec]
@@ -278,7 +257,9 @@ def fold_products(leaf: Factored, use: Callable[..., PyTree], keep: Labels = (),
         What `use` returns, summed. A slice has at most `INSTANCE_LIMIT` bytes where the leaf can be cut that far.
     """
     cuts = [(label, count) for label, count in _instance_cuts(leaf, _rows(leaf)) if label not in keep]
-    return _fold(leaf, [leaf.tensors(t) for t in leaf.spec.terms or ()], use, others, cuts)
+    by_layer = [cut for cut in cuts if cut[0] == leaf.spec.stack]
+    within = [cut for cut in cuts if cut[0] != leaf.spec.stack]
+    return _fold(leaf, [leaf.tensors(t) for t in leaf.spec.terms or ()], use, others, by_layer, within)
 
 
 def _fold(
@@ -287,7 +268,13 @@ def _fold(
     use: Callable[..., PyTree],
     others: Sequence[Tensor],
     cuts: Sequence[tuple[int, int]],
+    then: Sequence[tuple[int, int]] | None = None,
 ) -> PyTree:
+    """Fold over slices along `cuts`, then along `then`; before these, what devices have to send each other is sent."""
+    if not cuts and then is not None:
+        if leaf.spread is not None:
+            terms = sliced_terms(terms, leaf.spec.out, dict(leaf.spec.sizes), leaf.spread)
+        return _fold(leaf, terms, use, others, then)
     if not cuts:
         rows = (EXAMPLE, *leaf.spec.out)
         coefficients = [t.coefficient for t in leaf.spec.terms or ()]
@@ -298,7 +285,7 @@ def _fold(
 
     def part(i: Array) -> PyTree:
         cut = [[take_slice(t, label, i * width, width) for t in term] for term in terms]
-        return _fold(leaf, cut, use, [take_slice(t, label, i * width, width) for t in others], rest)
+        return _fold(leaf, cut, use, [take_slice(t, label, i * width, width) for t in others], rest, then)
 
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, jnp.zeros((), jnp.int32)))
     return lax.fori_loop(0, count, lambda i, total: jax.tree.map(jnp.add, total, part(i)), start)
@@ -309,7 +296,7 @@ def _product_gram(product: Tensor, leaf: Factored, keep: Labels) -> Array:
         return contract([product, *as_other(leaf, [product])], (*keep, EXAMPLE, OTHER))
     # As one matrix product; an einsum over all axes took twice as long on a CPU.
     array, spread = product.array, leaf.spread
-    flat = array.reshape(len(array), -1) if spread is None else spread.turned(array)
+    flat = array.reshape(len(array), -1) if spread is None else spread.flat(array)
     return flat @ flat.T
 
 
@@ -318,8 +305,12 @@ def _instance_cuts(leaf: Factored, n: int) -> list[tuple[int, int]]:
     limit = INSTANCE_LIMIT * (1 if jax.default_backend() == "cpu" else _ON_ACCELERATORS)
     parts = 1 if leaf.spread is None else leaf.spread.parts
     need = math.ceil(4 * n * leaf.spec.size / parts / limit)
-    cuts = []
-    for label, size in leaf.spec.sizes:
+    cuts, sizes = [], leaf.spec.sizes
+    if leaf.spread is not None and leaf.spread.axis_of(leaf.spec.atom_shape) is not None:
+        # Slices along the axis that devices divide would have to be gathered.
+        divided = sliced_label(leaf.spec.out, dict(sizes), leaf.spread)
+        sizes = sorted(sizes, key=lambda pair: pair[0] == divided)
+    for label, size in sizes:
         if need <= 1:
             break
         count = next((d for d in range(need, size + 1) if size % d == 0), size)
@@ -357,14 +348,12 @@ def _pair_flops(leaf: Factored, other: Factored) -> float:
 
 def _pair_cost(leaf: Factored, other: Factored) -> float:
     """FLOPs of all pairs of the examples of two leaves, and of receiving those of the other."""
-    received = 0.0 if other.spread is None else (other.spread.parts - 1) * _factor_bytes(other, other.spec.terms or ())
-    return _pair_flops(leaf, other) + FLOPS_PER_EXCHANGED_BYTE * received
+    return _pair_flops(leaf, other) + received_for_pairs(other)
 
 
 def _sum_cost(leaf: Factored) -> float:
     """FLOPs of a weighted sum, and of adding up the devices' parts of it (sent and received once in an all-reduce)."""
-    received = 0.0 if leaf.spread is None else 8.0 * (leaf.spread.parts - 1) * leaf.spec.size
-    return _sum_flops(leaf) + FLOPS_PER_EXCHANGED_BYTE * received
+    return _sum_flops(leaf) + received_for_sum(leaf)
 
 
 def _sum_flops(leaf: Factored) -> float:

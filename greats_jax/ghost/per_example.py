@@ -85,7 +85,7 @@ class PerExampleGrads:
             a.reshape(*a.shape[: axes[i]], groups, size, *a.shape[axes[i] + 1 :]) if i in axes else a
             for i, a in enumerate(self.operands)
         ]
-        if self.spread is not None:
+        if self.spread is not None and groups % self.spread.parts == 0:
             cut = [self.spread.rows(a, axes[i]) if i in axes else a for i, a in enumerate(cut)]
 
         def block(*operands: Array) -> Array:

@@ -42,19 +42,25 @@ class Spread:
         """The array with `axis` whole on every device: examples that were spread are gathered."""
         return self._constrain(array, {axis: None})
 
-    def turned(self, array: Array) -> Array:
-        """[n, *shape] cut by examples -> [n, size] cut by parameters, in some order of them: an all-to-all.
+    def sliced(self, array: Array, example: int | None, axis: int | None) -> Array:
+        """All examples of a slice along `axis` on each device; of the whole array where `axis` is None."""
+        wanted = {} if example is None else {example: None}
+        return self._constrain(array, wanted if axis is None else {**wanted, axis: self.axes})
 
-        Each device then holds a slice of the parameters for every example. Only where `turns` says so.
+    def flat(self, array: Array) -> Array:
+        """[n, *shape] -> [n, size] in some order, each device with a slice of the parameters for all examples.
+
+        An all-to-all, unless the array is sliced already. Only where there is an `axis_of` the shape.
         """
-        axis = next(i for i, size in enumerate(array.shape) if i > 0 and size % self.parts == 0)
-        turned = self._constrain(self.rows(array), {0: None, axis: self.axes})
+        axis = self.axis_of(array.shape[1:])
+        assert axis is not None
         # With another axis in front of the cut one, flattening would gather the array again.
-        return jnp.moveaxis(turned, axis, 1).reshape(len(array), -1)
+        return jnp.moveaxis(self.sliced(array, 0, axis + 1), axis + 1, 1).reshape(len(array), -1)
 
-    def turns(self, shape: tuple[int, ...]) -> bool:
-        """Whether some axis of a parameter of this shape divides evenly over the devices."""
-        return any(size % self.parts == 0 for size in shape)
+    def axis_of(self, shape: tuple[int, ...]) -> int | None:
+        """The axis along which a parameter of this shape is sliced: the largest that divides evenly, if any does."""
+        even = [i for i, size in enumerate(shape) if size % self.parts == 0]
+        return max(even, key=lambda i: shape[i], default=None)
 
     def everywhere(self, tree: PyTree) -> PyTree:
         """Arrays that every device holds whole."""

@@ -1,0 +1,100 @@
+"""What a compiled program sends between devices, read from its text."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import NamedTuple
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
+_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+_COLLECTIVE = re.compile(rf"= (?P<shapes>\S.*?) (?P<kind>{_KINDS})(?:-start)?\(")
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
+_CALLED = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
+_LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_COUNTED_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+
+
+class _Computation(NamedTuple):
+    sent: Counter[str]
+    calls: list[tuple[str, int]]
+
+
+def bytes_received(program: str) -> Counter[str]:
+    """Bytes that one device receives from others in a run of a compiled program, by kind of collective.
+
+    A ring is assumed, the least that any algorithm needs: of a result of b bytes among g devices, an all-gather and an
+    all-to-all bring b (g - 1) / g, an all-reduce twice that, a reduce-scatter b (g - 1). What stands in a loop counts
+    as often as the loop is known to turn; of the branches of a conditional all count.
+
+    Args:
+        program: `jitted.lower(...).compile().as_text()`, of a program split over devices.
+    """
+    computations, entry = _computations(program)
+    totals: dict[str, Counter[str]] = {}
+
+    def total(name: str) -> Counter[str]:
+        if name not in totals:
+            totals[name] = Counter(computations[name].sent)
+            for called, times in computations[name].calls:
+                for kind, size in total(called).items():
+                    totals[name][kind] += times * size
+        return totals[name]
+
+    return total(entry)
+
+
+def _computations(program: str) -> tuple[dict[str, _Computation], str]:
+    found: dict[str, _Computation] = {}
+    current, entry = _Computation(Counter(), []), ""
+    for line in program.splitlines():
+        if opened := _COMPUTATION.match(line):
+            current = found[opened.group(1)] = _Computation(Counter(), [])
+            entry = opened.group(1) if line.startswith("ENTRY") else entry
+            continue
+        if sends := _COLLECTIVE.search(line):
+            current.sent[sends.group("kind")] += _received(sends.group("kind"), sends.group("shapes"), line)
+        trips = _TRIPS.search(line)
+        names = _CALLED.findall(line) + [
+            name.strip().lstrip("%") for names in _BRANCHES.findall(line) for name in names.split(",")
+        ]
+        # The function that an all-reduce adds with is called once for each element and sends nothing.
+        current.calls.extend((name, int(trips.group(1)) if trips else 1) for name in names)
+    for computation in found.values():
+        computation.calls[:] = [(name, times) for name, times in computation.calls if name in found]
+    return found, entry
+
+
+def _received(kind: str, shapes: str, line: str) -> int:
+    size = sum(
+        _BYTES.get(dtype, 4) * math.prod(int(x) for x in axes.split(",") if x) for dtype, axes in _SHAPE.findall(shapes)
+    )
+    if kind == "collective-permute":
+        return size
+    group = _group_size(line)
+    match kind:
+        case "reduce-scatter":
+            return size * (group - 1)
+        case "all-reduce":
+            return 2 * size * (group - 1) // group
+        case _:
+            return size * (group - 1) // group
+
+
+def _group_size(line: str) -> int:
+    """How many devices take part together, in any of the three ways of writing it."""
+    if listed := _LISTED_GROUPS.search(line):
+        return len(listed.group(1).split(","))
+    if counted := _COUNTED_GROUPS.search(line):
+        return int(counted.group(1))
+    if named := _MESH_GROUPS.search(line):
+        axes = dict(item.split("=") for item in named.group(1).split(","))
+        # A part of an axis is written 'name':(offset)size.
+        used = [item.strip().split(":(") for item in named.group(2).split(",")]
+        return math.prod(int(part[1].split(")")[1]) if len(part) > 1 else int(axes[part[0]]) for part in used)
+    return 1
