@@ -1,8 +1,13 @@
 """The one exception family of the package: every message says what was found, where, and what to do."""
 
+from greats_jax.secrets import masked
+
 
 class GreatsError(ValueError):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and mend; no message shows a secret, wherever its words came from."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(masked(str(message)))
 
 
 class ArgumentError(GreatsError):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from greats_jax.cli.parser import build_parser
 from greats_jax.cli.quiet import silence_libraries
 from greats_jax.errors import ConfigError, GreatsError
+from greats_jax.secrets import masked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,5 +51,5 @@ def _explain(error: Exception, code: int, text: str | None = None) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"greats: error: {text}" if code != 130 else f"greats: {text}", file=sys.stderr)
+    print(masked(f"greats: error: {text}" if code != 130 else f"greats: {text}"), file=sys.stderr)
     return code

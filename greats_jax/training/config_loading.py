@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from greats_jax.errors import ConfigError
+from greats_jax.secrets import masked
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.config_values import (
     EMPTY,
@@ -61,12 +62,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The tree as YAML that `load_config` reads back to an equal tree."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True, width=120)
+    """The tree as YAML that `load_config` reads back to an equal tree, but for secrets, which are masked."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """The tree as dictionaries and lists, for what leaves the process: secrets are masked."""
+    return _plain(dataclasses.asdict(config))
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, which is what YAML has."""
+    """Tuples as lists, which is what YAML has; texts without the secrets in them."""
+    if isinstance(value, str):
+        return masked(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

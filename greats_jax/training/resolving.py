@@ -36,6 +36,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError(
             f"validation.refresh_every is {config.validation.refresh_every}, which needs validation.mode=cached"
         )
+    if config.model.quantize is not None and config.lora is None:
+        raise ConfigError(f"model.quantize is {config.model.quantize}, which only a frozen model can be: set lora")
     _check_scoring(config)
     _check_rule(config, needs)
     if not 0 <= config.seed < 2**32:
@@ -154,16 +156,16 @@ def _output(config: TrainConfig) -> str:
     """The run folder with its placeholders filled in."""
     task = config.task.subject or config.task.name
     try:
-        return config.output.format(method=_file_name(config.method), seed=config.seed, task=task)
+        return config.output.format(method=_file_name(config.method), seed=config.seed, task=_file_name(task))
     except (KeyError, IndexError, ValueError, AttributeError):
         raise ConfigError(
             f'output: "{config.output}" has a placeholder other than {{method}}, {{seed}} and {{task}}'
         ) from None
 
 
-def _file_name(method: str) -> str:
-    """A method as a part of a path: what an expression has beside letters and digits becomes dashes."""
-    return re.sub(r"[^\w.=]+", "-", method).strip("-")
+def _file_name(name: str) -> str:
+    """A method or task as a part of a path: what it has beside letters and digits becomes dashes."""
+    return re.sub(r"[^\w.=]+", "-", name).strip("-.")
 
 
 def _check_ranges(config: TrainConfig) -> None:

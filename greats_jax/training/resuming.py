@@ -2,7 +2,6 @@
 
 import importlib.metadata
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax
 from greats_jax.errors import ConfigError, RunError
 from greats_jax.training.checkpoints import Checkpoints
 from greats_jax.training.config import TrainConfig
-from greats_jax.training.config_loading import load_config
+from greats_jax.training.config_loading import load_config, plain
 from greats_jax.training.fingerprints import fingerprint_of_arrays, fingerprint_of_examples
 from greats_jax.training.inputs import ExampleFacts
 from greats_jax.training.run_folder import CONFIG
@@ -35,7 +34,7 @@ def check_same_run(folder: Path, config: TrainConfig) -> None:
     Raises:
         ConfigError: It would compute something else; its notes are the keys that differ, one a line.
     """
-    old, new = (dict(_flat(asdict(one))) for one in (load_config(folder / CONFIG), config))
+    old, new = (dict(_flat(plain(one))) for one in (load_config(folder / CONFIG), config))
     keys = [key for key in {**old, **new} if key.split(".")[0] not in MAY_CHANGE]
     differing = [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in keys if old.get(key) != new.get(key)]
     if differing:

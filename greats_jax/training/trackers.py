@@ -1,13 +1,16 @@
 """Trackers that send a run's scalars to TensorBoard or Weights & Biases; their packages are extras."""
 
+import contextlib
 import importlib.util
 import math
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from greats_jax.errors import ConfigError, RunError
+from greats_jax.models.sources import one_line
 from greats_jax.training.config import TrainConfig
+from greats_jax.training.config_loading import plain
 from greats_jax.training.events import Evaluated, Event, Stepped, Tracker
 
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
@@ -26,14 +29,56 @@ def check_trackers(config: TrainConfig) -> None:
             )
 
 
-def build_trackers(config: TrainConfig, folder: Path) -> list[Tracker]:
-    """The trackers a configuration asks for, started.
+def build_trackers(config: TrainConfig, folder: Path, notice: Callable[[str], None]) -> list[Tracker]:
+    """The trackers a configuration asks for, started; from then on one that fails is dropped and the run goes on.
+
+    Args:
+        config: The resolved configuration.
+        folder: The run folder.
+        notice: Told in one line of a tracker that was dropped.
 
     Raises:
-        RunError: One cannot start.
+        RunError: One cannot start: that is the user's to mend, and nothing is lost yet.
     """
     makers = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker}
-    return [makers[name](folder, config) for name in dict.fromkeys(config.trackers)]
+    names = dict.fromkeys(config.trackers)
+    return [Expendable(makers[name](folder, config), name, notice) for name in names]
+
+
+class Expendable:
+    """A tracker that a run can do without: the first failure is reported, and then it is told nothing more.
+
+    Args:
+        tracker: The tracker.
+        name: What the configuration calls it.
+        notice: Told of the failure.
+    """
+
+    def __init__(self, tracker: Tracker, name: str, notice: Callable[[str], None]):
+        self._tracker, self._name, self._notice = tracker, name, notice
+        self._works = True
+
+    def record(self, event: Event) -> None:
+        """Pass the event on."""
+        self._attempt(lambda: self._tracker.record(event))
+
+    def close(self) -> None:
+        """Close the tracker."""
+        self._attempt(self._tracker.close)
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        if not self._works:
+            return
+        try:
+            action()
+        except Exception as error:  # a server that is down, a full disk: whatever its package raises
+            self._works = False
+            with contextlib.suppress(Exception):
+                self._tracker.close()
+            self._notice(
+                f"trackers: {self._name} fails ({one_line(error)}) and gets nothing more; training goes on, and the "
+                "run folder has all the numbers"
+            )
 
 
 class TensorBoardTracker:
@@ -62,12 +107,11 @@ class WandbTracker:
 
         try:
             self._run: Any = wandb.init(
-                project=config.wandb_project, name=folder.name, dir=str(folder), config=asdict(config)
+                project=config.wandb_project, name=folder.name, dir=str(folder), config=plain(config)
             )
         except Exception as error:  # no login, no network: wandb's own types, none of them ours to tell apart
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise RunError(
-                f"trackers: wandb cannot start ({reason}); try wandb login, or WANDB_MODE=offline"
+                f"trackers: wandb cannot start ({one_line(error)}); try wandb login, or WANDB_MODE=offline"
             ) from error
 
     def record(self, event: Event) -> None:

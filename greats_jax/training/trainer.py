@@ -99,7 +99,8 @@ class Trainer:
             checkpoints = at_end.enter_context(closing(Checkpoints(folder / CHECKPOINTS, self.config.checkpoint)))
             notices: list[str] = []
             state, saved = self._start(run, checkpoints, folder, origin, notices.append)
-            built = [at_end.enter_context(closing(tracker)) for tracker in build_trackers(self.config, folder)]
+            made = build_trackers(self.config, folder, lambda text: emit(Noticed(text)))
+            built = [at_end.enter_context(closing(tracker)) for tracker in made]
             records = at_end.enter_context(closing(RunFolderTracker(folder, self.config, saved.lengths)))
             given = [at_end.enter_context(closing(tracker)) for tracker in self._trackers]
             guard = Guard(self.config.guards, self.config.accumulate, checkpoints.numbers)

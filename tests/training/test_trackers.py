@@ -8,7 +8,7 @@ from greats_jax.data import DataConfig
 from greats_jax.errors import ConfigError, RunError
 from greats_jax.training.config import ModelConfig, TrainConfig
 from greats_jax.training.events import Evaluated, Noticed, Stepped
-from greats_jax.training.trackers import build_trackers, check_trackers
+from greats_jax.training.trackers import Expendable, build_trackers, check_trackers
 
 EVENTS = (
     Evaluated(0, {"validation_perplexity": 9.0, "test_perplexity": math.nan}),
@@ -23,7 +23,7 @@ def config(*names: str) -> TrainConfig:
 
 def test_tensorboard_gets_the_scalars_that_are_numbers(tmp_path):
     pytest.importorskip("tensorboardX")
-    [tracker] = build_trackers(config("tensorboard", "tensorboard"), tmp_path)
+    [tracker] = build_trackers(config("tensorboard", "tensorboard"), tmp_path, pytest.fail)
     for event in EVENTS:
         tracker.record(event)
     tracker.close()
@@ -47,7 +47,7 @@ def test_wandb_gets_configuration_scalars_and_an_end(tmp_path, monkeypatch):
     module = types.ModuleType("wandb")
     module.init = lambda **settings: started.append(settings) or Run()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
-    [tracker] = build_trackers(config("wandb"), tmp_path / "run")
+    [tracker] = build_trackers(config("wandb"), tmp_path / "run", pytest.fail)
     for event in EVENTS:
         tracker.record(event)
     tracker.close()
@@ -76,4 +76,30 @@ def test_wandb_that_cannot_start_is_one_line(tmp_path, monkeypatch):
     module.init = refuse  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
     with pytest.raises(RunError, match=r"api_key not configured \(no-tty\)"):
-        build_trackers(config("wandb"), tmp_path)
+        build_trackers(config("wandb"), tmp_path, pytest.fail)
+
+
+@pytest.mark.parametrize("fails", ["record", "close"])
+def test_a_tracker_that_fails_is_reported_once_and_dropped(fails):
+    done, notices = [], []
+
+    class Backend:
+        def record(self, event):
+            done.append("record")
+            if fails == "record":
+                raise ConnectionError("the server is down\n(503)")
+
+        def close(self):
+            done.append("close")
+            if fails == "close":
+                raise OSError(28, "No space left on device")
+
+    tracker = Expendable(Backend(), "wandb", notices.append)
+    for event in EVENTS:
+        tracker.record(event)
+    tracker.close()
+    [notice] = notices
+    assert "trackers: wandb fails" in notice
+    assert "\n" not in notice
+    # One that fails is told nothing more, and closed so that it leaves nothing open.
+    assert done == (["record", "close"] if fails == "record" else ["record"] * 3 + ["close", "close"])
