@@ -5,7 +5,7 @@ again from one slice, so the same `__call__` never sees that axis. B is batch, T
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,12 +77,21 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, dropout: Dropout | None = None) -> jax.Array:
         """[B, T, d_in] -> [B, T, d_out] in the dtype of x."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = x @ dense(self.kernel[...]).astype(x.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora is not None:
             y = y + self.lora(x, dropout)
         return y
+
+
+def dense(kernel: Any) -> jax.Array:
+    """A kernel as a matrix; one that is quantised (see `quantized`) is turned back."""
+    if not hasattr(kernel, "qvalue"):
+        return kernel
+    import qwix
+
+    return qwix.dequantize(kernel)
 
 
 class RMSNorm(nnx.Module):

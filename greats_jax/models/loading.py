@@ -19,6 +19,7 @@ from greats_jax.models.decoder import Decoder
 from greats_jax.models.families import Weight, family_named
 from greats_jax.models.partition import has_adapters
 from greats_jax.models.placing import Index, built
+from greats_jax.models.quantized import has_quantised, is_quantised, load_quantised, random_decoder
 from greats_jax.models.sources import CONFIG_FILES, locate
 
 Shardings = Callable[[Any], Any]
@@ -31,6 +32,7 @@ def from_pretrained(
     compute_dtype: str | None = None,
     remat: str = "none",
     shardings: Shardings | None = None,
+    quantize: str | None = None,
 ) -> Decoder:
     """Loads a pretrained decoder.
 
@@ -41,6 +43,8 @@ def from_pretrained(
       compute_dtype: dtype of the activations; None for that of the parameters.
       remat: what the backward pass recomputes: "none", "dots" or "full".
       shardings: where each parameter goes, as `shardings(shapes) -> shardings`; None for the default device, whole.
+      quantize: "int8", "int4" or "nf4" for linear maps in so many bits, frozen below adapters (needs qwix); None for
+        none.
 
     Returns:
       The model. Each parameter is read shard by shard, of which one is on the host at a time (of a .gguf file also one
@@ -57,7 +61,7 @@ def from_pretrained(
     else:
         config, tensors = gguf_model.read(path)
     config = dataclasses.replace(config, dtype=dtype, compute_dtype=compute_dtype or dtype, remat=remat)
-    return assemble(config, tensors, str(path), shardings)
+    return assemble(config, tensors, str(path), shardings, quantize)
 
 
 def read_shape(
@@ -89,6 +93,8 @@ def save_pretrained(model: Decoder, folder: str | Path) -> None:
         raise ModelError(
             "the model has LoRA adapters: save them with save_adapter, or merge_lora(model) before save_pretrained"
         )
+    if has_quantised(model):
+        raise ModelError("the model is quantised: merge_lora(model) turns it back, before save_pretrained")
     for name in (checkpoint.WEIGHTS, checkpoint.INDEX, "config.json"):
         if (folder / name).exists():
             raise ModelError(f"{folder} already holds {name}: name a new folder; nothing was overwritten")
@@ -113,7 +119,11 @@ def save_pretrained(model: Decoder, folder: str | Path) -> None:
 
 
 def assemble(
-    config: DecoderConfig, tensors: Mapping[str, Stored], origin: str, shardings: Shardings | None = None
+    config: DecoderConfig,
+    tensors: Mapping[str, Stored],
+    origin: str,
+    shardings: Shardings | None = None,
+    quantize: str | None = None,
 ) -> Decoder:
     """Fills a model of the given shape, shard by shard, from tensors under Hugging Face names.
 
@@ -122,7 +132,7 @@ def assemble(
         model.
     """
     family = family_named(config.family)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, jax.random.key(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: random_decoder(config, quantize)))
     expected = nnx.to_pure_dict(state)
     places = None if shardings is None else shardings(expected)
     dtype = dtype_named(config.dtype)
@@ -159,7 +169,7 @@ def assemble(
         names = [weight.name.format(layer) for layer in range(config.layers)] if stacked else [weight.name]
         found = [find(name, one[::-1] if weight.transposed else one) for name in names]
 
-        def read(index: Index, weight=weight, found=found, stacked=stacked) -> np.ndarray:
+        def read(index: Index, weight=weight, found=found, stacked=stacked, dtype=dtype) -> np.ndarray:
             out = np.empty([part.stop - part.start for part in index], dtype)
             if not stacked:
                 fill(weight, out, index, found[0])
@@ -168,10 +178,11 @@ def assemble(
                 fill(weight, row, index[1:], tensor)
             return out
 
-        if places is None:
-            leaf = jnp.asarray(read(tuple(slice(0, size) for size in shape)))
+        place = None if places is None else _at(places, weight.path)
+        if quantize is not None and is_quantised(weight.path):
+            leaf = load_quantised(shape, quantize, dtype, place, partial(read, dtype=np.float32))
         else:
-            leaf = built(shape, dtype, _at(places, weight.path), read)
+            leaf = built(shape, dtype, place, read)
         _put(params, weight.path, leaf)
     ignored = (*family.ignored, "lm_head.weight") if config.tied else family.ignored
     unknown = sorted(name for name in tensors if name not in used and not name.endswith(ignored))

@@ -9,7 +9,7 @@ from flax import nnx
 from greats_jax.errors import ModelError
 from greats_jax.models.config import LoraConfig, dtype_named
 from greats_jax.models.decoder import Decoder
-from greats_jax.models.layers import Linear, LowRank
+from greats_jax.models.layers import Linear, LowRank, dense
 from greats_jax.models.partition import has_adapters
 
 ALL_LINEAR = "all-linear"
@@ -58,15 +58,17 @@ def add_lora(model: Decoder, config: LoraConfig, key: jax.Array) -> Decoder:
 def merge_lora(model: Decoder) -> Decoder:
     """Returns a model without adapters whose weights are W + (alpha / rank) A B, the sum taken in float32.
 
-    The given model is left alone. A model without adapters comes back as it is.
+    The given model is left alone. A model without adapters comes back as it is. A quantised W is turned back first,
+    also where it has no adapter: the sum has more than the few values that its kind can hold.
     """
     model = copied(model)
     for linear in linear_maps(model).values():
+        kernel = dense(linear.kernel[...])
         if linear.lora is None:
+            linear.kernel = nnx.Param(kernel)
             continue
         a, b = (factor[...].astype(jnp.float32) for factor in (linear.lora.a, linear.lora.b))
         update = jnp.einsum("lir,lro->lio", a, b, precision=jax.lax.Precision.HIGHEST) * linear.lora.scale
-        kernel = linear.kernel[...]
         linear.kernel = nnx.Param((kernel.astype(jnp.float32) + update).astype(kernel.dtype))
         linear.lora = nnx.data(None)
     model.lora = None

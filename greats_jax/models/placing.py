@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Index = tuple[slice, ...]
 
 
 def built(
-    shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding, read: Callable[[Index], np.ndarray]
+    shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding | None, read: Callable[[Index], np.ndarray]
 ) -> jax.Array:
     """The array whose blocks `read` gives.
 
@@ -20,9 +21,11 @@ def built(
     Args:
       shape: of the whole array.
       dtype: of the blocks.
-      sharding: where the blocks go; only those of this process's devices are read.
+      sharding: where the blocks go; only those of this process's devices are read. None for the default device.
       read: `read(index) -> block`, for one slice with explicit bounds for each axis.
     """
+    if sharding is None:
+        return jnp.asarray(read(tuple(slice(0, size) for size in shape)))
     holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         bounds = tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))

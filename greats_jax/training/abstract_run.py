@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data import LanguageBatch
 from greats_jax.models import Decoder, DecoderConfig, add_lora, partition
+from greats_jax.models.quantized import random_decoder
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.configured_step import configured_step
 from greats_jax.training.losses import LanguageExample, language_rows
@@ -60,7 +61,7 @@ def abstract_model(config: TrainConfig, shape: DecoderConfig) -> Model:
     """The model that a run of this configuration starts from, with its adapters, as shapes."""
 
     def build() -> Decoder:
-        model = Decoder(shape, jax.random.key(0))
+        model = random_decoder(shape, config.model.quantize)
         return model if config.lora is None else add_lora(model, config.lora, jax.random.key(0))
 
     return Model(shape, *partition(nnx.eval_shape(build)))

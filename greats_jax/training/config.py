@@ -22,12 +22,14 @@ class ModelConfig:
         dtype: Type the parameters are stored in.
         compute_dtype: Type the layers compute in; null means the same as dtype.
         remat: What the backward pass recomputes instead of keeping: nothing, every layer, or all but matrix products.
+        quantize: Keep the linear maps of the frozen model in 8 or 4 bits (QLoRA; needs lora and the extra quantize).
     """
 
     source: str
     dtype: Literal["float32", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     remat: Literal["none", "full", "dots"] = "none"
+    quantize: Literal["int8", "int4", "nf4"] | None = None
 
 
 @dataclass(frozen=True)

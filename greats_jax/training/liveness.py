@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 
 from greats_jax.ghost.inlining import as_closed, inline_calls, is_scan, scan_parts
 
@@ -216,5 +217,11 @@ def _inside(eqn: jex.JaxprEqn) -> Peak:
     return NOTHING
 
 
+def bytes_of(shape: tuple[int, ...], dtype: Any) -> int:
+    """Bytes of an array; integers of less than a byte are packed, as accelerators pack them."""
+    bits = jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * getattr(dtype, "itemsize", 8)
+    return math.ceil(math.prod(shape) * bits / 8)
+
+
 def _bytes(aval: Any) -> int:
-    return math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8)
+    return bytes_of(aval.shape, aval.dtype)

@@ -22,7 +22,7 @@ from greats_jax.models import DecoderConfig, read_shape
 from greats_jax.models.sharding import DATA, FSDP, TENSOR
 from greats_jax.training.abstract_run import AbstractRun, abstract_model, abstract_run, validation_rows
 from greats_jax.training.config import TrainConfig
-from greats_jax.training.liveness import peak_memory
+from greats_jax.training.liveness import bytes_of, peak_memory
 from greats_jax.training.mesh import decoder_shardings, mesh_shape, place_decoder
 from greats_jax.training.resolving import kept, needed, resolve
 from greats_jax.training.scoring import GRADIENTS
@@ -260,10 +260,10 @@ def _factors(config: TrainConfig, run: AbstractRun) -> int:
         rows = jax.eval_shape(lambda *both: jax.tree.map(lambda *x: jnp.concatenate(x), *both), rows, run.validation)
     transform = value_and_per_example_grads(loss, has_aux=options.has_aux)
     grads = jax.eval_shape(transform, run.state.params, run.frozen, rows)[1]
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(grads))
+    return sum(bytes_of(x.shape, x.dtype) for x in jax.tree.leaves(grads))
 
 
 def _bytes(tree: PyTree, shardings: PyTree) -> int:
     """Of the shards that one device holds."""
-    shards = jax.tree.map(lambda x, place: math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize, tree, shardings)
+    shards = jax.tree.map(lambda x, place: bytes_of(place.shard_shape(x.shape), x.dtype), tree, shardings)
     return sum(jax.tree.leaves(shards))
