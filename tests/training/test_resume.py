@@ -3,60 +3,21 @@
 import errno
 import resource
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Run, StopAt, assert_equal
 from tiny import Recording, tiny_config
 
 from greats_jax.errors import ConfigError, RunError
 from greats_jax.training.checkpoints import Checkpoints
 from greats_jax.training.config_loading import load_config
-from greats_jax.training.events import Evaluated, Event, Noticed, Started, Stepped
+from greats_jax.training.events import Evaluated, Event, Stepped
 from greats_jax.training.folder_lock import locked
 from greats_jax.training.jsonl import JsonLines
 from greats_jax.training.result import RunResult
 from greats_jax.training.trainer import Trainer
-
-OF_THE_CLOCK = {"seconds", "seconds_selecting", "tokens_per_second", "examples_per_second", "compiled"}
-
-
-class StopAt(Recording):
-    """Asks a run to stop once it has reported so many updates."""
-
-    def __init__(self, updates: int):
-        super().__init__()
-        self._updates = updates
-
-    def __call__(self) -> bool:
-        return sum(isinstance(event, Stepped) for event in self.events) >= self._updates
-
-
-class Run:
-    """A configuration, run in parts."""
-
-    def __init__(self, config_file: Path, folder: Path, *overrides: str):
-        self.file, self.folder, self.overrides = config_file, folder, overrides
-        self.heard = Recording()
-
-    def fit(self, *more: str, resume: bool = True, stop: Callable[[], bool] = lambda: False) -> RunResult:
-        config = load_config(self.file, [*self.overrides, f"output={self.folder}", *more])
-        self.heard = Recording()
-        trackers = [self.heard, stop] if isinstance(stop, StopAt) else [self.heard]
-        return Trainer(config, trackers, stop, resume=resume).fit()
-
-    def heard_of(self, kind: type) -> list:
-        return [event for event in self.heard.events if isinstance(event, kind)]
-
-    def notices(self) -> list[str]:
-        return [event.text for event in self.heard_of(Noticed)]
-
-    def went_on_after(self) -> int:
-        return self.heard_of(Started)[0].done
-
-    def numbers(self) -> list[int]:
-        return sorted(int(path.name) for path in (self.folder / "checkpoints").iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +40,6 @@ def whole(began) -> RunResult:
 def run(began, tmp_path) -> Run:
     """A copy of the stopped run."""
     return Run(began.file, Path(shutil.copytree(began.folder, tmp_path / "run")), *began.overrides)
-
-
-def without_clock(records: tuple[dict, ...]) -> list[dict]:
-    return [{name: value for name, value in record.items() if name not in OF_THE_CLOCK} for record in records]
-
-
-def assert_equal(one: RunResult, other: RunResult) -> None:
-    assert without_clock(one.metrics) == without_clock(other.metrics)
-    assert one.selections == other.selections
-    for file in sorted(one.weights.iterdir()):
-        assert file.read_bytes() == (other.weights / file.name).read_bytes(), file.name
 
 
 def test_what_was_stopped_holds_what_was_done(run, whole):
