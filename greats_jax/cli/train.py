@@ -5,9 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from greats_jax.cli.console import Console, closing_table
 from greats_jax.cli.stopping import stop_on_signals
 from greats_jax.training.config_loading import load_config
+from greats_jax.training.processes import join, writes
 from greats_jax.training.result import RunResult
 from greats_jax.training.trainer import Trainer
 
@@ -15,8 +18,13 @@ from greats_jax.training.trainer import Trainer
 def train(config_path: str, overrides: Sequence[str], resume: bool = False) -> int:
     """Train, show progress, and end with a table of what happened and where everything is."""
     config = load_config(config_path, overrides)
+    join(config.distributed)
+    if config.compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     with stop_on_signals() as stop:
         result = Trainer(config, trackers=[Console()], should_stop=stop.requested, resume=resume).fit()
+    if not writes():
+        return 0
     print()
     print(closing_table(result.summary))
     print()

@@ -126,6 +126,8 @@ class ScoringConfig:
         upper_layers: Score by this many upper layers and the head, and stop the backward pass of dropped examples
             below them; null for all layers.
         leaves: Score by the parameters whose path this regular expression finds, e.g. q_proj|v_proj; null for all.
+        scope: On a mesh, global chooses among all candidates, as one device would; per_device lets each group of
+            devices that shares rows choose its part of keep among its own, so that no candidate's gradient is sent.
     """
 
     passes: Literal["one", "two"] = "one"
@@ -134,6 +136,7 @@ class ScoringConfig:
     alignment: Literal["exact", "projected"] = "exact"
     upper_layers: int | None = None
     leaves: str | None = None
+    scope: Literal["global", "per_device"] = "global"
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,23 @@ class GuardConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """How the processes of one run find each other; each is started with the same command.
+
+    Attributes:
+        detect: Ask the cluster: Slurm, Kubernetes, Open MPI and Cloud TPUs are known to JAX.
+        coordinator: Or name it: host:port of the first process.
+        processes: How many there are, with a coordinator.
+        process: Which this is, from 0, with a coordinator.
+    """
+
+    detect: bool = False
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -213,6 +233,8 @@ class TrainConfig:
         update_weighting: What the kept examples are averaged over in the update: examples, each counting the same, or
             tokens, each counting as many times as it has label tokens.
         mesh: How the devices are arranged; the default copies the model to each of them.
+        distributed: How several processes, on one machine or many, join in one run.
+        compilation_cache: Folder that keeps compiled programs between runs; null for JAX_COMPILATION_CACHE_DIR, if set.
         evaluate_every: Updates between evaluations of validation and test perplexity; null for before and after only.
         evaluate_batch: Examples evaluated at once.
         checkpoint: When the state is saved, so that greats train --resume goes on from there.
@@ -243,6 +265,8 @@ class TrainConfig:
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     update_weighting: Literal["examples", "tokens"] = "examples"
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    compilation_cache: str | None = None
     evaluate_every: int | None = None
     evaluate_batch: int = 8
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

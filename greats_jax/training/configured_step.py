@@ -10,7 +10,7 @@ import optax
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.losses import label_count
 from greats_jax.training.placement import Placement
-from greats_jax.training.resolving import REGULAR, kept
+from greats_jax.training.resolving import REGULAR, groups_of, kept
 from greats_jax.training.selecting import Selecting
 from greats_jax.training.step import TARGET_ONLY, make_selective_step
 
@@ -41,4 +41,5 @@ def configured_step(
         targets=options.targets,
         preconditioner=options.preconditioner,
         placement=placement,
+        groups=1 if method == REGULAR or placement is None else groups_of(config, placement.row_parts),
     )

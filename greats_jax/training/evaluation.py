@@ -15,6 +15,7 @@ import numpy as np
 
 from greats_jax.data import Example, LanguageBatch, bucket_lengths, collate
 from greats_jax.training.losses import language_rows, make_evaluator
+from greats_jax.training.placement import Placement
 from greats_jax.training.setup import TaskData
 
 _AHEAD = 2  # batches dispatched and not yet read: enough to hide the host, few enough to stop soon
@@ -23,14 +24,20 @@ LossesOf = Callable[[Any, Any, LanguageBatch], jax.Array]
 """(params, frozen, batch) -> f32[b], the loss of every row; dispatched, not waited for."""
 
 
-def row_losses(loss_fn: Callable[..., jax.Array]) -> LossesOf:
+def row_losses(loss_fn: Callable[..., jax.Array], placement: Placement | None = None) -> LossesOf:
     """Losses of every row of a batch, forward only and without dropout, compiled once per shape.
 
     Args:
         loss_fn: As `losses.language_model_loss` makes it.
+        placement: Where arrays live on a mesh; None for one device.
     """
-    losses_of = make_evaluator(loss_fn)
-    return lambda params, frozen, batch: losses_of(params, frozen, language_rows(batch))
+    losses_of = make_evaluator(loss_fn, placement)
+
+    def of_batch(params: Any, frozen: Any, batch: LanguageBatch) -> jax.Array:
+        rows = language_rows(batch)
+        return losses_of(params, frozen, rows if placement is None else placement.put_rows(rows))
+
+    return of_batch
 
 
 class Perplexity(NamedTuple):

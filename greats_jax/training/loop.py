@@ -17,7 +17,9 @@ from greats_jax.training.evaluation import evaluate_tasks, evaluation_sets, row_
 from greats_jax.training.events import Evaluated, Event, Noticed
 from greats_jax.training.inputs import StepInputs, make_inputs
 from greats_jax.training.losses import LanguageExample, language_model_loss, language_rows
+from greats_jax.training.placement import Placement
 from greats_jax.training.preparing import Prepared
+from greats_jax.training.processes import alone, any_says
 from greats_jax.training.recording import Recorder
 from greats_jax.training.resolving import REGULAR, total_steps
 from greats_jax.training.saving import Progress, Saver
@@ -34,23 +36,33 @@ class Loop:
     Args:
         config: The resolved configuration.
         run: What it works on.
+        placement: Where arrays live.
         emit: Receives the events.
         should_stop: Asked between updates and between batches of an evaluation.
     """
 
     def __init__(
-        self, config: TrainConfig, run: Prepared, emit: Callable[[Event], None], should_stop: Callable[[], bool]
+        self,
+        config: TrainConfig,
+        run: Prepared,
+        placement: Placement,
+        emit: Callable[[Event], None],
+        should_stop: Callable[[], bool],
     ):
-        self._config, self._run, self._emit, self._should_stop = config, run, emit, should_stop
+        self._config, self._run, self._placement = config, run, placement
+        self._emit, self._should_stop = emit, should_stop
         self._steps = total_steps(config, len(run.data.pool))
         self._sources = (*run.data.pool.sources, run.data.tasks[0])
         self._dropout_key = jax.random.key(config.seed)
         self._has_dropout = config.lora is not None and config.lora.dropout > 0
         self._step, self._plain_step = (
-            configured_step(config, run.selecting, run.optimizer, method) for method in (config.method, REGULAR)
+            configured_step(config, run.selecting, run.optimizer, method, placement)
+            for method in (config.method, REGULAR)
         )
-        self._losses_of = row_losses(language_model_loss(run.model.graphdef, combine, dropout=self._has_dropout))
-        self._sets = evaluation_sets(run.data, config.evaluate_batch)
+        loss_fn = language_model_loss(run.model.graphdef, combine, dropout=self._has_dropout)
+        self._losses_of = row_losses(loss_fn, placement)
+        parts = placement.row_parts
+        self._sets = evaluation_sets(run.data, -(-config.evaluate_batch // parts) * parts)
         self._shares: dict[tuple[int, ...], float] = {}  # by shapes, the share of a step's FLOPs that selecting costs
 
     def run(self, state: TrainState, progress: Progress, saver: Saver) -> tuple[TrainState, bool]:
@@ -72,8 +84,8 @@ class Loop:
                     progress = progress.with_evaluation(metrics)
                     recorder.restart_clock()
                 ended = updates == self._steps
-                stopped = not ended and self._should_stop()
-                if stopped or saver.due(updates):
+                stopped = not ended and any_says(self._should_stop())
+                if stopped or any_says(saver.due(updates)):
                     progress = progress._replace(totals=recorder.flush())
                     saver.save(state, progress)
                     recorder.restart_clock()
@@ -91,7 +103,8 @@ class Loop:
 
     def _micro_batch(self, state: TrainState, number: int, drawn: StepInputs, recorder: Recorder) -> TrainState:
         """Select among one batch of candidates, and learn from what is kept."""
-        batches = _rows(drawn, jax.random.fold_in(self._dropout_key, number) if self._has_dropout else None)
+        key = jax.random.fold_in(self._dropout_key, number) if self._has_dropout else None
+        batches = self._placement.put_rows(_rows(drawn, key))
         shape, frozen = _shape(drawn), self._run.selecting.frozen
         compiled = shape not in self._shares
         if compiled:
@@ -119,7 +132,8 @@ class Loop:
         """Measure and report the tasks' perplexities; None where the run was asked to stop meanwhile."""
 
         def losses_of(params: Any, frozen: Any, batch: LanguageBatch) -> jax.Array:
-            if self._should_stop():
+            # Of several processes the others would not know; they all ask again after the evaluation.
+            if alone() and self._should_stop():
                 raise _Stopped
             return self._losses_of(params, frozen, batch)
 

@@ -11,6 +11,7 @@ import optax
 from jax import lax
 
 from greats_jax.training.logit_summaries import summarise
+from greats_jax.training.placement import Placement
 from greats_jax.training.split_loss import SplitLoss
 
 Array = jax.Array
@@ -179,6 +180,14 @@ def label_count(example: LanguageExample) -> Array:
     return example.label_mask[1:].sum()
 
 
-def make_evaluator(loss_fn: Callable[..., Array]) -> Callable[[PyTree, PyTree, PyTree], Array]:
-    """Build `evaluate(params, frozen, rows) -> f32[b]`: the loss of each row, forward only, jitted."""
-    return jax.jit(jax.vmap(loss_fn, in_axes=(None, None, 0)))
+def make_evaluator(
+    loss_fn: Callable[..., Array], placement: Placement | None = None
+) -> Callable[[PyTree, PyTree, PyTree], Array]:
+    """Build `evaluate(params, frozen, rows) -> f32[b]`: the loss of each row, forward only, jitted.
+
+    Args:
+        loss_fn: loss of one example.
+        placement: where arrays live on a mesh; every process then gets all losses.
+    """
+    everywhere = None if placement is None else placement.everywhere
+    return jax.jit(jax.vmap(loss_fn, in_axes=(None, None, 0)), out_shardings=everywhere)

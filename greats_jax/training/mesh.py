@@ -68,6 +68,11 @@ def _written(sizes: dict[str, int]) -> str:
     return "{" + ", ".join(f"{name}: {size}" for name, size in sizes.items()) + "}"
 
 
+def row_parts(mesh: Mesh) -> int:
+    """Into how many parts a mesh cuts the rows of a batch."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+
+
 def place_decoder(mesh: Mesh, model: DecoderConfig, state: TrainState, frozen: PyTree) -> Placement:
     """Where a run on a decoder keeps its arrays, by the rules of `models.sharding`.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from greats_jax.ghost import Spread
@@ -57,11 +58,22 @@ class Placement:
         Rows that cannot be cut evenly go to every device.
 
         Args:
-            rows: NumPy arrays or None, rows on axis 0.
+            rows: Arrays of the host or of one of its devices, rows on axis 0; None stays None.
         """
 
-        def put(x: Any) -> jax.Array:
+        def put(array: Any) -> jax.Array:
+            x = np.asarray(array)
             sharding = self.everywhere if x.shape[0] % self.row_parts else self.rows
             return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
         return jax.tree.map(put, rows)
+
+
+def whole(tree: PyTree, placement: Placement) -> PyTree:
+    """Arrays that this process can read, all of them: those cut over several processes are gathered.
+
+    Cost: memory for the whole tree on every device, only where there are several processes.
+    """
+    if jax.process_count() == 1:
+        return tree
+    return jax.jit(lambda x: x, out_shardings=placement.everywhere)(tree)

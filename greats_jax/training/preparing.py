@@ -1,21 +1,25 @@
 """Everything a run works on, loaded and checked before anything is written."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from greats_jax.data import CandidateSampler
 from greats_jax.errors import ConfigError
 from greats_jax.models import load_tokenizer, partition
-from greats_jax.selection import get
+from greats_jax.selection import get, in_groups
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.events import Started
 from greats_jax.training.example_facts import load_facts
 from greats_jax.training.inputs import ExampleFacts
+from greats_jax.training.mesh import make_mesh, place_decoder, row_parts
 from greats_jax.training.optimizers import build_optimizer, build_schedule
-from greats_jax.training.resolving import needed, total_steps
+from greats_jax.training.placement import Placement
+from greats_jax.training.resolving import check_rows, groups_of, needed, total_steps
 from greats_jax.training.scoring import keeps_direction
 from greats_jax.training.selecting import Model, Selecting, prepare_selecting
 from greats_jax.training.setup import TaskData, check_lengths, load_data, load_initial
@@ -28,6 +32,7 @@ _NOT_DROPPED = ("read", "kept", "truncated", "not_sampled")  # what is counted a
 class Prepared(NamedTuple):
     """What a run works on."""
 
+    mesh: Mesh
     model: Model
     tokenizer: Any
     data: TaskData
@@ -66,11 +71,13 @@ def prepare(config: TrainConfig) -> Prepared:
     Raises:
         GreatsError: A file, the model or the data cannot be used.
     """
+    mesh = make_mesh(config.mesh)
+    check_rows(config, row_parts(mesh))
     tokenizer = load_tokenizer(config.model.source)
     # Data first: a mistake there should not cost the time to load a large model.
     data = load_data(config, tokenizer)
     CandidateSampler(data.pool, config.batch, config.seed)  # refuses a pool that cannot fill a batch
-    model = load_initial(config)
+    model = load_initial(config, mesh)
     check_lengths(data, model.config.max_length)
     upper = config.scoring.upper_layers
     if upper is not None and upper >= model.config.layers:
@@ -81,18 +88,22 @@ def prepare(config: TrainConfig) -> Prepared:
     parts = Model(model.config, *partition(model))
     schedule = build_schedule(config.optimizer, total_steps(config, len(data.pool)))
     optimizer = build_optimizer(config.optimizer, schedule, config.accumulate)
-    selecting = prepare_selecting(config, parts, tokenizer, schedule)
-    return Prepared(parts, tokenizer, data, facts, optimizer, selecting)
+    selecting = prepare_selecting(config, parts, tokenizer, schedule, mesh)
+    return Prepared(mesh, parts, tokenizer, data, facts, optimizer, selecting)
 
 
-def initial_state(config: TrainConfig, run: Prepared) -> TrainState:
-    """The state before the first update, of the structure it has after every one."""
+def initial_state(config: TrainConfig, run: Prepared) -> tuple[TrainState, Placement]:
+    """The state before the first update, of the structure it has after every one, and where it lives."""
     directed = keeps_direction(needed(config), config.validation.mode, run.selecting.options.scoring)
-    first_memory = None if config.method == TARGET_ONLY else get(config.method).init
-    return TrainState.create(
-        run.model.params,
-        run.optimizer,
-        seed=config.seed,
-        reserve_direction=directed,
-        memory=None if first_memory is None else first_memory(),
-    )
+    groups = groups_of(config, row_parts(run.mesh))
+    rule = None if config.method == TARGET_ONLY else in_groups(get(config.method), groups)
+
+    def create(params: Any) -> TrainState:
+        memory = None if rule is None or rule.init is None else rule.init()
+        return TrainState.create(params, run.optimizer, seed=config.seed, reserve_direction=directed, memory=memory)
+
+    shapes = jax.eval_shape(create, run.model.params)
+    placement = place_decoder(run.mesh, run.model.architecture, shapes, run.model.frozen)
+    # They are there already; a second model that the rule compares with is cut as its own shape asks.
+    placement = dataclasses.replace(placement, frozen=jax.tree.map(lambda x: x.sharding, run.selecting.frozen))
+    return jax.jit(create, out_shardings=placement.state)(run.model.params), placement

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from greats_jax.errors import ConfigError
-from greats_jax.models import combine, from_pretrained, load_tokenizer, partition
+from greats_jax.models import combine, load_tokenizer, partition
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.inputs import fact
 from greats_jax.training.losses import LanguageExample, language_model_loss
+from greats_jax.training.setup import load_placed
 from greats_jax.training.signals import RowSignal
 
 Array = jax.Array
@@ -34,7 +37,7 @@ class Reference(NamedTuple):
 
 
 def load_reference(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss_fn: LossFn, params: PyTree
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, loss_fn: LossFn, params: PyTree, mesh: Mesh | None = None
 ) -> Reference:
     """The reference that the configuration names: a table of losses, a second model, or the model without adapters.
 
@@ -43,6 +46,7 @@ def load_reference(
         tokenizer: Of the model that is trained.
         loss_fn: Of the model that is trained.
         params: Its trainable parameters, which are its adapters where no model and no table is named.
+        mesh: The devices that a second model goes to.
 
     Raises:
         ConfigError: The second model splits text into other tokens.
@@ -65,7 +69,7 @@ def load_reference(
             f"reference.model {reference.model} has another tokenizer than model.source {config.model.source}: losses "
             "over other tokens cannot be compared; choose a model of the same family"
         )
-    model = from_pretrained(reference.model, config.model.dtype, config.model.compute_dtype)
+    model = load_placed(dataclasses.replace(config.model, remat="none", quantize=None), reference.model, mesh)
     graphdef, weights, rest = partition(model)
     second = language_model_loss(graphdef, combine)
 

@@ -98,6 +98,39 @@ def kept(config: TrainConfig) -> int:
     return max(1, round(config.batch * fraction))
 
 
+def groups_of(config: TrainConfig, row_parts: int) -> int:
+    """Groups of candidates that are chosen from apart from each other, where rows are cut into so many parts."""
+    whole = config.scoring.scope == "global" or config.method in (REGULAR, TARGET_ONLY)
+    return 1 if whole else row_parts
+
+
+def check_rows(config: TrainConfig, row_parts: int) -> None:
+    """Make sure that every device gets as many rows as the others.
+
+    Raises:
+        ConfigError: `batch` or `keep` cannot be cut evenly.
+    """
+    if config.method == TARGET_ONLY:
+        return  # its validation rows are few, and on every device where they cannot be cut
+    parts = config.scoring.micro_batches
+    if config.batch % (parts * row_parts):
+        of = (
+            f"each of the {parts} micro-batches of a batch ({config.batch})" if parts > 1 else f"batch ({config.batch})"
+        )
+        raise ConfigError(
+            f"mesh: data x fsdp cuts rows into {row_parts} parts, which {of} does not divide into: "
+            f"set batch to a multiple of {parts * row_parts}, or give tensor more of the devices"
+        )
+    groups = groups_of(config, row_parts)
+    if kept(config) % groups:
+        raise ConfigError(
+            f"scoring.scope=per_device chooses the same number on each of {groups} groups of devices, but keep is "
+            f"{kept(config)}: set keep to a multiple of {groups}"
+        )
+    if groups > 1 and parts > 1:
+        raise ConfigError("scoring.scope=per_device and scoring.micro_batches both cut a batch: use one of them")
+
+
 def _check_scoring(config: TrainConfig) -> None:
     """What of the scoring contradicts something else."""
     scoring = config.scoring

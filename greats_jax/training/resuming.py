@@ -25,6 +25,7 @@ _PACKAGES = ("flax", "greats-jax", "jax", "jaxlib", "optax")
 _MUST_STAY = {
     "base": "the pretrained model is not the one that this run began with; put the old one back",
     "data": "the examples are not those that this run began with; put the old files back",
+    "groups": "scoring.scope=per_device chose apart on another number of groups of devices; use as many, or that scope",
 }
 
 
@@ -47,7 +48,7 @@ def check_same_run(folder: Path, config: TrainConfig) -> None:
         raise error
 
 
-def origin_of(config: TrainConfig, data: TaskData, facts: ExampleFacts, frozen: Any) -> dict[str, Any]:
+def origin_of(config: TrainConfig, data: TaskData, facts: ExampleFacts, frozen: Any, groups: int = 1) -> dict[str, Any]:
     """What a run stands on beside its configuration, as short hashes: the frozen weights are never saved themselves.
 
     Cost: one pass over the frozen weights and over all examples.
@@ -57,6 +58,7 @@ def origin_of(config: TrainConfig, data: TaskData, facts: ExampleFacts, frozen: 
         "model": config.model.source,
         "base": fingerprint_of_arrays(frozen),
         "data": fingerprint_of_examples(examples) + fingerprint_of_arrays(facts),
+        "groups": groups,
         "platform": jax.default_backend(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }

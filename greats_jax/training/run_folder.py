@@ -129,6 +129,20 @@ class RunFolderTracker:
         self._selections.close()
 
 
+class NoRecords:
+    """In the place of a `RunFolderTracker` where another process writes the files."""
+
+    def record(self, event: Event) -> None:
+        """Drop the event."""
+
+    def sync(self) -> dict[str, int]:
+        """Nothing is written here: the process that does knows the lengths."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Write summary.json; its presence marks a run that ended in order."""
     text = json.dumps(json.loads(dumps(summary)), indent=2, ensure_ascii=False)

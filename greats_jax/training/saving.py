@@ -10,7 +10,7 @@ from greats_jax.training.checkpoints import Checkpoints
 from greats_jax.training.config import CheckpointConfig
 from greats_jax.training.events import Event, Noticed
 from greats_jax.training.recording import Totals
-from greats_jax.training.run_folder import RunFolderTracker
+from greats_jax.training.run_folder import NoRecords, RunFolderTracker
 from greats_jax.training.state import TrainState
 
 
@@ -79,7 +79,7 @@ class Saver:
         self,
         config: CheckpointConfig,
         checkpoints: Checkpoints,
-        records: RunFolderTracker,
+        records: RunFolderTracker | NoRecords,
         origin: dict[str, Any],
         emit: Callable[[Event], None],
         sound: Callable[[], bool] = lambda: True,

@@ -19,7 +19,7 @@ from jax import lax
 from greats_jax.errors import ArgumentError
 from greats_jax.ghost import Spread
 from greats_jax.selection import Signals
-from greats_jax.training.rows import Valid, no_validation, spread_rows, valid_rows
+from greats_jax.training.rows import Valid, no_validation, parts_of, spread_rows, valid_rows
 from greats_jax.training.state import TrainState, floating, with_floating
 from greats_jax.training.targets import Targets
 
@@ -289,13 +289,17 @@ def _part_of(
     """`part(indices, shares) -> ((weighted mean loss, aux), gradient)` of some rows, by an ordinary backward pass."""
 
     def part(indices: Array, shares: Array) -> tuple[tuple[Array, Any], PyTree]:
+        k = indices.size
+        if missing := -k % parts_of(task.spread):
+            indices = jnp.concatenate([indices, jnp.broadcast_to(indices[:1], (missing,))])
+            shares = jnp.pad(shares, (0, missing))
         # On a mesh the kept rows, which may all come from one device, are dealt to all of them.
         rows = spread_rows(jax.tree.map(lambda x: jnp.take(x, indices, axis=0), candidates), task.spread)
 
         def mean(trained: PyTree) -> tuple[Array, Any]:
             values = batched(task.loss_fn, with_floating(params, trained), frozen, rows)
             values, aux = values if task.has_aux else (values, None)
-            return jnp.sum(jnp.where(shares > 0, shares * values, 0.0)), aux
+            return jnp.sum(jnp.where(shares > 0, shares * values, 0.0)), jax.tree.map(lambda x: x[:k], aux)
 
         return jax.value_and_grad(mean, has_aux=True)(floating(params))
 

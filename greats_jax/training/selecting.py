@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from greats_jax.models import DecoderConfig, combine, cut_layers
@@ -55,7 +56,11 @@ class Selecting(NamedTuple):
 
 
 def prepare_selecting(
-    config: TrainConfig, model: Model, tokenizer: PreTrainedTokenizerBase, schedule: optax.Schedule
+    config: TrainConfig,
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    schedule: optax.Schedule,
+    mesh: Mesh | None = None,
 ) -> Selecting:
     """The loss, its frozen arrays and the options of the configuration's method.
 
@@ -74,7 +79,7 @@ def prepare_selecting(
     frozen = model.frozen
     rows: dict[str, RowSignal] = {"sources": source_of, "embeddings": fact("embeddings")}
     if "reference_losses" in needs:
-        reference = load_reference(config, tokenizer, plain, model.params)
+        reference = load_reference(config, tokenizer, plain, model.params, mesh)
         rows["reference_losses"] = reference.losses
         frozen = {"model": model.frozen, "reference": reference.weights}
         loss_fn = _of_model(loss_fn)

@@ -1,17 +1,21 @@
 """From a resolved configuration to what a run works on: tokenizer, model, pool and target task."""
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data import Example, Pool, build_pool
 from greats_jax.errors import DataError, TaskError
 from greats_jax.models import Decoder, add_lora, from_pretrained, load_adapter, load_tokenizer
+from greats_jax.models.loading import Shardings, read_shape
 from greats_jax.tasks import load_task
 from greats_jax.training.config import ModelConfig, TrainConfig
+from greats_jax.training.mesh import decoder_shardings
 from greats_jax.training.result import RunResult
 
 
@@ -75,10 +79,24 @@ def load_base(config: ModelConfig) -> tuple[Decoder, PreTrainedTokenizerBase]:
     return _pretrained(config, config.source), load_tokenizer(config.source)
 
 
-def load_initial(config: TrainConfig) -> Decoder:
-    """The model as a run starts from it: with fresh adapters if it has any."""
-    model = _pretrained(config.model, config.model.source)
+def load_initial(config: TrainConfig, mesh: Mesh | None = None) -> Decoder:
+    """The model as a run starts from it, with fresh adapters if it has any; on one device if no mesh is given."""
+    model = load_placed(config.model, config.model.source, mesh)
     return model if config.lora is None else add_lora(model, config.lora, jax.random.key(config.seed))
+
+
+def load_placed(config: ModelConfig, source: str | Path, mesh: Mesh | None) -> Decoder:
+    """A pretrained model whose weights are read straight into their shards, if there is a mesh.
+
+    Raises:
+        ModelError: It cannot be found or read.
+    """
+    if mesh is None:
+        return _pretrained(config, source)
+    shape = read_shape(source, config.dtype, config.compute_dtype, config.remat)
+    model = _pretrained(config, source, functools.partial(decoder_shardings, mesh, shape))
+    model.mesh = mesh
+    return model
 
 
 def check_lengths(data: TaskData, longest: int) -> None:
@@ -108,6 +126,6 @@ def load_trained(run: RunResult) -> tuple[Decoder, PreTrainedTokenizerBase]:
     return load_adapter(model, run.weights), tokenizer
 
 
-def _pretrained(config: ModelConfig, source: str | Path) -> Decoder:
+def _pretrained(config: ModelConfig, source: str | Path, shardings: Shardings | None = None) -> Decoder:
     """The weights at `source`, in the dtypes and with the rematerialisation of the configuration."""
-    return from_pretrained(source, config.dtype, config.compute_dtype, config.remat)
+    return from_pretrained(source, config.dtype, config.compute_dtype, config.remat, shardings, config.quantize)

@@ -1,7 +1,7 @@
 """A whole run: load, evaluate, train with selection, evaluate, save; begun anew or gone on with."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from greats_jax.training.folder_lock import locked
 from greats_jax.training.guards import Guard
 from greats_jax.training.jsonl import read_json_lines
 from greats_jax.training.loop import Loop
+from greats_jax.training.mesh import row_parts
+from greats_jax.training.placement import whole
 from greats_jax.training.plots import plot_run
 from greats_jax.training.preparing import Prepared, initial_state, prepare
-from greats_jax.training.resolving import resolve
+from greats_jax.training.processes import wait_for_all, writes
+from greats_jax.training.resolving import groups_of, resolve
 from greats_jax.training.result import RunResult
 from greats_jax.training.resuming import check_same_run, newest_whole, origin_of
 from greats_jax.training.run_folder import (
@@ -28,6 +31,7 @@ from greats_jax.training.run_folder import (
     METRICS,
     MODEL,
     SELECTIONS,
+    NoRecords,
     RunFolderTracker,
     Standing,
     abandon,
@@ -78,31 +82,37 @@ class Trainer:
         """
         folder = Path(self.config.output)
         found = standing(folder)
+        wait_for_all("the folder has been looked at")
         if self._resume and found in (Standing.UNFINISHED, Standing.FINISHED):
             check_same_run(folder, self.config)
-        else:
+        elif writes():
             claim(folder)
+        wait_for_all("the folder is there")
         if found is Standing.FINISHED:
             for tracker in self._trackers:
                 tracker.record(Noticed(f"{folder}: this run has finished already; there is nothing left to do"))
             return RunResult.load(folder)
         try:
-            with locked(folder):
+            with locked(folder) if writes() else nullcontext():
                 return self._fit(folder)
         finally:
-            abandon(folder)
+            if writes():
+                abandon(folder)
 
     def _fit(self, folder: Path) -> RunResult:
         run = prepare(self.config)
-        origin = origin_of(self.config, run.data, run.facts, run.selecting.frozen)
+        groups = groups_of(self.config, row_parts(run.mesh))
+        origin = origin_of(self.config, run.data, run.facts, run.selecting.frozen, groups)
         with ExitStack() as at_end:
             checkpoints = at_end.enter_context(closing(Checkpoints(folder / CHECKPOINTS, self.config.checkpoint)))
             notices: list[str] = []
-            state, saved = self._start(run, checkpoints, folder, origin, notices.append)
-            made = build_trackers(self.config, folder, lambda text: emit(Noticed(text)))
+            state, placement = initial_state(self.config, run)
+            state, saved = self._start(state, checkpoints, folder, origin, notices.append)
+            made = build_trackers(self.config, folder, lambda text: emit(Noticed(text))) if writes() else ()
             built = [at_end.enter_context(closing(tracker)) for tracker in made]
-            records = at_end.enter_context(closing(RunFolderTracker(folder, self.config, saved.lengths)))
-            given = [at_end.enter_context(closing(tracker)) for tracker in self._trackers]
+            kept = RunFolderTracker(folder, self.config, saved.lengths) if writes() else NoRecords()
+            records = at_end.enter_context(closing(kept))
+            given = [at_end.enter_context(closing(tracker)) for tracker in self._trackers if writes()]
             guard = Guard(self.config.guards, self.config.accumulate, checkpoints.numbers)
             guard.remember(read_json_lines(folder / METRICS))
 
@@ -116,29 +126,32 @@ class Trainer:
             for text in notices:
                 emit(Noticed(text))
             saver = Saver(self.config.checkpoint, checkpoints, records, origin, emit, lambda: guard.sound)
-            state, ended = Loop(self.config, run, emit, self._should_stop).run(state, saved.progress, saver)
+            state, ended = Loop(self.config, run, placement, emit, self._should_stop).run(state, saved.progress, saver)
             if not ended:
                 saver.finish()
                 return RunResult.interrupted(folder)
-            _save_weights(self.config, run, state.params, folder)
-            _finish(folder, emit, guard.spikes)
+            params = whole(state.params, placement)
+            if writes():
+                _save_weights(self.config, run, params, folder)
+                _finish(folder, emit, guard.spikes)
+            wait_for_all("the run is finished")
         return RunResult.load(folder)
 
     def _start(
         self,
-        run: Prepared,
+        state: TrainState,
         checkpoints: Checkpoints,
         folder: Path,
         origin: dict[str, Any],
         notice: Callable[[str], None],
     ) -> tuple[TrainState, Saved]:
-        """The state to go on from: that of a checkpoint, or the first one."""
-        state = initial_state(self.config, run)
+        """The state to go on from: that of a checkpoint, or the first one, whose place the other takes."""
         if not checkpoints.numbers():
             checkpoints.discard(())
             return state, Saved(Progress(), {}, origin)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        del state  # its place is taken by what is read
+        for leaf in jax.tree.leaves(state):
+            leaf.delete()
         return newest_whole(checkpoints, like, folder, origin, notice)
 
 
