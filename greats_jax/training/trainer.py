@@ -113,6 +113,7 @@ class Trainer:
             kept = RunFolderTracker(folder, self.config, saved.lengths) if writes() else NoRecords()
             records = at_end.enter_context(closing(kept))
             given = [at_end.enter_context(closing(tracker)) for tracker in self._trackers if writes()]
+            wait_for_all("the records are there")
             guard = Guard(self.config.guards, self.config.accumulate, checkpoints.numbers)
             guard.remember(read_json_lines(folder / METRICS))
 
