@@ -6,7 +6,7 @@ from pathlib import Path
 from tiny import Recording
 
 from greats_jax.training.config_loading import load_config
-from greats_jax.training.events import Noticed, Started, Stepped
+from greats_jax.training.events import Noticed, Started, Stepped, Tracker
 from greats_jax.training.result import RunResult
 from greats_jax.training.trainer import Trainer
 
@@ -31,10 +31,12 @@ class Run:
         self.file, self.folder, self.overrides = config_file, folder, overrides
         self.heard = Recording()
 
-    def fit(self, *more: str, resume: bool = True, stop: Callable[[], bool] = lambda: False) -> RunResult:
+    def fit(
+        self, *more: str, resume: bool = True, stop: Callable[[], bool] = lambda: False, tracker: Tracker | None = None
+    ) -> RunResult:
         config = load_config(self.file, [*self.overrides, f"output={self.folder}", *more])
         self.heard = Recording()
-        trackers = [self.heard, stop] if isinstance(stop, StopAt) else [self.heard]
+        trackers = [self.heard, *(one for one in (stop, tracker) if hasattr(one, "record"))]
         return Trainer(config, trackers, stop, resume=resume).fit()
 
     def heard_of(self, kind: type) -> list:

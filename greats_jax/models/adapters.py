@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from greats_jax.errors import ModelError
@@ -16,6 +17,7 @@ from greats_jax.models.decoder import Decoder
 from greats_jax.models.families import family_named
 from greats_jax.models.layers import LoraParam, LowRank
 from greats_jax.models.lora import ALL_LINEAR, add_lora, linear_maps
+from greats_jax.models.sources import one_line
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -85,8 +87,8 @@ def save_adapter(model: Decoder, folder: str | Path, base_model: str | None = No
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ModelError(f"{folder} cannot be written ({error.strerror or error}): name another folder") from error
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder} cannot be written ({one_line(error)}): make room or name another folder") from error
 
 
 def load_adapter(model: Decoder, folder: str | Path) -> Decoder:

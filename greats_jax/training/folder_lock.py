@@ -16,7 +16,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a folder while the context lasts. The kernel lets go of it when the process dies, however it dies.
 
     Raises:
-        RunError: Another process holds it.
+        RunError: Another process holds it, or nothing can be written there.
     """
     file = _acquire(folder / LOCK)
     try:
@@ -28,7 +28,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _acquire(path: Path) -> int:
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunError(f"{path.parent}: cannot be written ({error.strerror or error}); mend the folder") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -61,27 +61,36 @@ class JsonLines:
 
 
 def dumps(value: Any) -> str:
-    """JSON without the NaN and Infinity that the standard does not have."""
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    """JSON without the NaN and Infinity that the standard does not have; dates and the like as text."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str)
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, size: int | None = None) -> list[dict[str, Any]]:
     """Every complete record of a file; a last line cut short by a killed run is left out.
 
+    Args:
+        path: The file.
+        size: Bytes of it that are read; None for all.
+
     Raises:
-        RunError: A line before the last is not a JSON object.
+        RunError: It cannot be read, or a line before the last is not a JSON object.
     """
+    try:
+        lines = path.read_bytes()[:size].split(b"\n")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error}); the run folder is damaged") from None
     records = []
-    lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise RunError(f"{path}:{number}: not a JSON record ({error.msg}); the run folder is damaged") from None
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines):
+            raise RunError(f"{path}:{number}: not a JSON record; the run folder is damaged")
     return records
 
 

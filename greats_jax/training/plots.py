@@ -34,21 +34,24 @@ def plot_run(metrics: Sequence[Record], sources: Mapping[str, Record], folder: P
         The files written.
 
     Raises:
-        RunError: matplotlib is not installed.
+        RunError: matplotlib is not installed, or the files cannot be written.
     """
     make_figure = figure_class()
-    folder.mkdir(parents=True, exist_ok=True)
     drawings = {
         "loss.png": lambda axes: _draw_loss(axes, [r for r in metrics if r["event"] == "step"]),
         "perplexity.png": lambda axes: _draw_perplexity(axes, [r for r in metrics if r["event"] == "evaluation"]),
         "sources.png": lambda axes: _draw_sources(axes, sources),
     }
     paths = []
-    for name, draw in drawings.items():
-        figure = make_figure(figsize=(6.4, 4.0), layout="constrained")
-        draw(figure.subplots())
-        figure.savefig(folder / name, dpi=150)
-        paths.append(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, draw in drawings.items():
+            figure = make_figure(figsize=(6.4, 4.0), layout="constrained")
+            draw(figure.subplots())
+            figure.savefig(folder / name, dpi=150)
+            paths.append(folder / name)
+    except OSError as error:
+        raise RunError(f"{folder}: the curves cannot be written ({error.strerror or error})") from None
     return paths
 
 

@@ -13,6 +13,7 @@ from greats_jax.training.config import TrainConfig
 from greats_jax.training.config_loading import load_config, plain
 from greats_jax.training.fingerprints import fingerprint_of_arrays, fingerprint_of_examples
 from greats_jax.training.inputs import ExampleFacts
+from greats_jax.training.jsonl import read_json_lines
 from greats_jax.training.run_folder import CONFIG
 from greats_jax.training.saving import Saved
 from greats_jax.training.setup import TaskData
@@ -79,29 +80,36 @@ def newest_whole(
     Raises:
         RunError: None is whole, or the run stands on something else than it did.
     """
-    numbers = checkpoints.numbers()
+    numbers, faults = checkpoints.numbers(), []
     for place, number in enumerate(numbers):
         try:
             state, record = checkpoints.restore(number, like)
             saved = Saved.of(record)
-            _check_lengths(folder, saved.lengths)
+            _check_records(folder, saved.lengths)
         except RunError as error:
-            notice(f"{error}; it is left out")
+            faults.append(f"{error}; it is left out")
             continue
+        for fault in faults:
+            notice(fault)
         _check_origin(folder, saved.origin, origin, notice)
         checkpoints.discard(numbers[:place])
         return state, saved
-    raise RunError(
+    error = RunError(
         f"{folder}: none of the checkpoints ({', '.join(map(str, numbers))}) can be used; begin again in another "
         "folder with output=..."
     )
+    for fault in faults:
+        error.add_note(fault)
+    raise error
 
 
-def _check_lengths(folder: Path, lengths: dict[str, int]) -> None:
+def _check_records(folder: Path, lengths: dict[str, int]) -> None:
+    """Make sure that what was recorded up to a checkpoint is there and can be read: at its end a run reads it again."""
     for name, length in lengths.items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else 0
         if found < length:
             raise RunError(f"{folder / name} holds {found} bytes, fewer than the {length} it had at the checkpoint")
+        read_json_lines(folder / name, length)
 
 
 def _check_origin(folder: Path, old: dict[str, Any], new: dict[str, Any], notice: Callable[[str], None]) -> None:
