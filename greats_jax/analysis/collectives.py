@@ -5,69 +5,35 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from typing import NamedTuple
+
+from greats_jax.analysis.compiled_program import Shapes, per_run
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _COLLECTIVE = re.compile(rf"= (?P<shapes>\S.*?) (?P<kind>{_KINDS})(?:-start)?\(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
-_CALLED = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _COUNTED_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
-
-
-class _Computation(NamedTuple):
-    sent: Counter[str]
-    calls: list[tuple[str, int]]
 
 
 def bytes_received(program: str) -> Counter[str]:
     """Bytes that one device receives from others in a run of a compiled program, by kind of collective.
 
     A ring is assumed, the least that any algorithm needs: of a result of b bytes among g devices, an all-gather and an
-    all-to-all bring b (g - 1) / g, an all-reduce twice that, a reduce-scatter b (g - 1). What stands in a loop counts
-    as often as the loop is known to turn; of the branches of a conditional all count.
+    all-to-all bring b (g - 1) / g, an all-reduce twice that, a reduce-scatter b (g - 1). Loops count as in `per_run`.
 
     Args:
         program: `jitted.lower(...).compile().as_text()`, of a program split over devices.
     """
-    computations, entry = _computations(program)
-    totals: dict[str, Counter[str]] = {}
 
-    def total(name: str) -> Counter[str]:
-        if name not in totals:
-            totals[name] = Counter(computations[name].sent)
-            for called, times in computations[name].calls:
-                for kind, size in total(called).items():
-                    totals[name][kind] += times * size
-        return totals[name]
+    def received(line: str, shapes: Shapes) -> Counter[str]:
+        sends = _COLLECTIVE.search(line)
+        if sends is None:
+            return Counter()
+        return Counter({sends.group("kind"): _received(sends.group("kind"), sends.group("shapes"), line)})
 
-    return total(entry)
-
-
-def _computations(program: str) -> tuple[dict[str, _Computation], str]:
-    found: dict[str, _Computation] = {}
-    current, entry = _Computation(Counter(), []), ""
-    for line in program.splitlines():
-        if opened := _COMPUTATION.match(line):
-            current = found[opened.group(1)] = _Computation(Counter(), [])
-            entry = opened.group(1) if line.startswith("ENTRY") else entry
-            continue
-        if sends := _COLLECTIVE.search(line):
-            current.sent[sends.group("kind")] += _received(sends.group("kind"), sends.group("shapes"), line)
-        trips = _TRIPS.search(line)
-        names = _CALLED.findall(line) + [
-            name.strip().lstrip("%") for names in _BRANCHES.findall(line) for name in names.split(",")
-        ]
-        # The function that an all-reduce adds with is called once for each element and sends nothing.
-        current.calls.extend((name, int(trips.group(1)) if trips else 1) for name in names)
-    for computation in found.values():
-        computation.calls[:] = [(name, times) for name, times in computation.calls if name in found]
-    return found, entry
+    return per_run(program, received)
 
 
 def _received(kind: str, shapes: str, line: str) -> int:

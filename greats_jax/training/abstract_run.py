@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data import LanguageBatch
@@ -57,11 +58,18 @@ class AbstractRun(NamedTuple):
         return self.state, self.frozen, self.candidates, self.validation
 
 
-def abstract_model(config: TrainConfig, shape: DecoderConfig) -> Model:
-    """The model that a run of this configuration starts from, with its adapters, as shapes."""
+def abstract_model(config: TrainConfig, shape: DecoderConfig, mesh: Mesh | None = None) -> Model:
+    """The model that a run of this configuration starts from, with its adapters, as shapes.
+
+    Args:
+        config: The run.
+        shape: Of the model.
+        mesh: Where its arrays are going to be; None for one device.
+    """
 
     def build() -> Decoder:
         model = random_decoder(shape, config.model.quantize)
+        model.mesh = mesh
         return model if config.lora is None else add_lora(model, config.lora, jax.random.key(0))
 
     return Model(shape, *partition(nnx.eval_shape(build)))
