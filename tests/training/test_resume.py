@@ -81,6 +81,21 @@ def test_every_kind_of_state_goes_on(config_file, tmp_path, overrides):
     assert_equal(once.fit(), never)
 
 
+@pytest.mark.slow
+def test_devices_may_come_and_go(config_file, tmp_path):
+    """Sums are taken in another order then, so that numbers agree to rounding, and what is chosen agrees."""
+    overrides = ("steps=9", "batch=8", "keep=4", "lora=null")
+    one = Run(config_file, tmp_path / "one", *overrides, "mesh.data=1").fit()
+    many = Run(config_file, tmp_path / "many", *overrides)
+    many.fit("mesh.data=2", "mesh.fsdp=4", stop=StopAt(2))
+    many.fit("mesh.data=1", stop=StopAt(2))
+    result = many.fit("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2")
+    assert many.went_on_after() == 6
+    assert [record["chosen"] for record in result.selections] == [record["chosen"] for record in one.selections]
+    steps, expected = ([r["loss"] for r in run.metrics if r["event"] == "step"] for run in (result, one))
+    assert steps == pytest.approx(expected, rel=1e-5)
+
+
 def test_records_after_the_checkpoint_are_written_anew(run, whole):
     """As a killed run leaves them: more lines than the newest checkpoint knows, the last one cut, and a lock."""
     shutil.rmtree(run.folder / "checkpoints" / "4")
