@@ -7,6 +7,7 @@ import re
 from collections import Counter
 
 from greats_jax.analysis.compiled_program import Shapes, per_run
+from greats_jax.errors import ArgumentError
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
@@ -14,7 +15,7 @@ _COLLECTIVE = re.compile(rf"= (?P<shapes>\S.*?) (?P<kind>{_KINDS})(?:-start)?\("
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _COUNTED_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
-_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")  # between them: an order of devices
 
 
 def bytes_received(program: str) -> Counter[str]:
@@ -25,6 +26,9 @@ def bytes_received(program: str) -> Counter[str]:
 
     Args:
         program: `jitted.lower(...).compile().as_text()`, of a program split over devices.
+
+    Raises:
+        ArgumentError: a collective does not say in a known way which devices it joins.
     """
 
     def received(line: str, shapes: Shapes) -> Counter[str]:
@@ -63,4 +67,4 @@ def _group_size(line: str) -> int:
         # A part of an axis is written 'name':(offset)size.
         used = [item.strip().split(":(") for item in named.group(2).split(",")]
         return math.prod(int(part[1].split(")")[1]) if len(part) > 1 else int(axes[part[0]]) for part in used)
-    return 1
+    raise ArgumentError(f"which devices take part together is written in an unknown way: {line.strip()[:300]}")

@@ -7,6 +7,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from greats_jax.analysis.collectives import bytes_received
 from greats_jax.analysis.compiled_program import matmul_flops
+from greats_jax.errors import ArgumentError
 
 ROWS, WIDTH = 64, 32
 PRODUCT = 2 * ROWS * WIDTH * WIDTH
@@ -63,3 +64,17 @@ def test_what_is_gathered_in_a_loop_is_gathered_in_every_turn(mesh):
     x, stacked = shape(ROWS, WIDTH, sharding=rows), shape(5, WIDTH, WIDTH, sharding=cut)
     found = bytes_received(text(layers, x, stacked, out_shardings=rows))
     assert found == {"all-gather": 5 * 4 * WIDTH * WIDTH * 3 // 4}
+
+
+def test_groups_are_read_on_a_mesh_of_two_axes():
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    for axis, others in (("data", 3), ("fsdp", 1)):
+        cut, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((axis,), ()))
+        program = text(lambda x: x + 1, shape(WIDTH, WIDTH, sharding=cut), out_shardings=whole)
+        assert bytes_received(program) == {"all-gather": 4 * WIDTH * WIDTH * others // (others + 1)}
+
+
+def test_groups_in_an_unknown_hand_are_refused():
+    line = "ENTRY %main {\n  %x = f32[4]{0} all-gather(%y), replica_groups=<{0,1}>, dimensions={0}\n}"
+    with pytest.raises(ArgumentError, match="unknown way: %x = f32"):
+        bytes_received(line)
