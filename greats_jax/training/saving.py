@@ -87,7 +87,8 @@ class Saver:
         self._config, self._checkpoints, self._records = config, checkpoints, records
         self._origin, self._emit, self._sound = origin, emit, sound
         self._saved = next(iter(checkpoints.numbers()), None)  # what the run goes on from
-        self._told = self._writing = False
+        self._writing = False  # whether a checkpoint may still be on its way to the disk
+        self._failure: RunError | None = None  # that of the latest one, unless it succeeded
         self._clock = time.monotonic()
 
     def due(self, updates: int) -> bool:
@@ -104,17 +105,12 @@ class Saver:
             return
         self._clock = time.monotonic()
         saved = Saved(progress, self._records.sync(), self._origin)
+        self._settle()  # one that failed meanwhile does not take this one's chance
         try:
-            self._checkpoints.wait()
-            self._told = self._told and not self._writing
-        except RunError as error:  # of the one before: this one gets its own chance
-            self._tell(error)
-        try:
-            self._writing = False
             self._checkpoints.save(progress.updates, state, saved.record(), progress.validation_loss)
             self._saved, self._writing = progress.updates, True
         except RunError as error:
-            self._tell(error)
+            self._failed(error)
 
     def finish(self) -> None:
         """Wait for the last checkpoint.
@@ -122,15 +118,26 @@ class Saver:
         Raises:
             RunError: It could not be written.
         """
+        self._settle()
+        if self._failure is not None:
+            raise RunError(f"the last checkpoint could not be written ({self._failure}); {self._left()}")
+
+    def _settle(self) -> None:
+        """Wait for what is being written, and see whether it succeeded."""
+        if not self._writing:
+            return
+        self._writing = False
         try:
             self._checkpoints.wait()
+            self._failure = None
         except RunError as error:
-            raise RunError(f"the last checkpoint could not be written ({error}); {self._left()}") from error
+            self._failed(error)
 
-    def _tell(self, error: RunError) -> None:
-        if not self._told:
+    def _failed(self, error: RunError) -> None:
+        """Tell the first failure in a row."""
+        if self._failure is None:
             self._emit(Noticed(f"a checkpoint could not be written ({error}); training goes on, and {self._left()}"))
-        self._told = True
+        self._failure = error
 
     def _left(self) -> str:
         numbers = self._checkpoints.numbers()
