@@ -4,7 +4,8 @@ Useful on its own: pure JAX, for a loss of any library, with no knowledge of mod
 """
 
 from greats_jax.ghost.explanation import Explanation, LeafExplanation
-from greats_jax.ghost.per_example import LayerContractions, PerExampleGrads
+from greats_jax.ghost.layers import LayerContractions
+from greats_jax.ghost.per_example import PerExampleGrads
 from greats_jax.ghost.spread import Spread
 from greats_jax.ghost.streaming import value_and_contraction
 from greats_jax.ghost.transform import value_and_per_example_grads

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from greats_jax.errors import ArgumentError
 from greats_jax.ghost.einsum import (
     Labels,
     Plan,
@@ -90,9 +91,19 @@ def dot(leaf: Factored, direction: Array, keep: Labels = ()) -> Array | None:
     return sum(parts[1:], start=parts[0]) if parts else None
 
 
-def weighted_sum(leaf: Factored, weights: Array) -> Array:
-    """`sum_i w_i g_i` of one leaf, with weights `[n]` or `[layers, n]`; rows of weight 0 are never read."""
+def weighted_sum(leaf: Factored, weights: Array, n: int | None = None) -> Array:
+    """`sum_i w_i g_i` of one leaf, with weights `[n]` or `[layers, n]`; rows of weight 0 are never read.
+
+    Raises:
+        ArgumentError: the weights have another shape, where n is given.
+    """
     spec = leaf.spec
+    layered = spec.stack is not None and weights.shape == (spec.shape[0], n)
+    if n is not None and weights.shape != (n,) and not layered:
+        stacked = f" or ({spec.shape[0]}, {n})" if spec.stack is not None else ""
+        raise ArgumentError(
+            f"the weights of {spec.path or 'the leaf'} have shape {weights.shape}; they must have ({n},){stacked}"
+        )
     labels = (EXAMPLE,) if weights.ndim == 1 else (*spec.out[:1], EXAMPLE)
     sizes = dict(spec.sizes)
     parts = []
@@ -234,7 +245,7 @@ def _pair_sum(leaf: Factored, pairs: Sequence[Pair], keep: Labels) -> Array:
 
 
 def _pairs_plan(leaf: Factored, pairs: Sequence[Pair]) -> Plan:
-    plans = []
+    plans, leaf = [], leaf._replace(spread=None)  # only shapes are looked at
     for a, b in pairs:
         both = [*leaf.tensors(a), *as_other(leaf, leaf.tensors(b))]
         plans.append(plan_contraction(tuple(t.spec for t in both), (EXAMPLE, OTHER), sizes_of(both, {})))
@@ -337,7 +348,7 @@ def _flops(leaf: Factored, term: TermSpec, out: Labels) -> float:
 
 
 def _pair_flops(leaf: Factored, other: Factored) -> float:
-    leaf, other = cut_alike(leaf, other)
+    leaf, other = cut_alike(leaf._replace(spread=None), other._replace(spread=None))
     total = 0.0
     for a in leaf.spec.terms or ():
         for b in other.spec.terms or ():

@@ -14,6 +14,7 @@ from greats_jax.ghost import contractions as c
 from greats_jax.ghost.einsum import Spec
 from greats_jax.ghost.explanation import Explanation, explain_leaf
 from greats_jax.ghost.factored import Factored
+from greats_jax.ghost.layers import LayerContractions
 from greats_jax.ghost.layout import EXAMPLE, LeafSpec, TermSpec
 from greats_jax.ghost.projection import features
 from greats_jax.ghost.spread import Spread
@@ -238,11 +239,10 @@ class PerExampleGrads:
         sums = []
         for leaf, w in zip(self._factored(), values, strict=True):
             own = jnp.dtype(leaf.spec.dtype)
-            _check_weights(leaf.spec, w, self.n)
             if leaf.spec.terms is None:
                 sums.append(jnp.zeros(leaf.spec.shape, own))
             else:
-                sums.append(c.weighted_sum(leaf, jnp.asarray(w)).astype(dtype or own))
+                sums.append(c.weighted_sum(leaf, jnp.asarray(w), self.n).astype(dtype or own))
         return jax.tree.unflatten(self.treedef, sums)
 
     def finite(self) -> Array:
@@ -395,43 +395,3 @@ class PerExampleGrads:
                     f"the parameter has {spec.shape}"
                 )
         return leaves
-
-
-@dataclass(frozen=True)
-class LayerContractions:
-    """Contractions of a stacked leaf that keep the layer axis in front."""
-
-    leaf: Factored
-    keep: tuple[int, ...]
-
-    def gram(self) -> Array:
-        """Inner products of all pairs in each layer: f32[layers, n, n]."""
-        return _present(c.gram(self.leaf, self.keep))
-
-    def cross(self, other: PerExampleGrads) -> Array:
-        """Inner products with other examples in each layer: f32[layers, n, m]."""
-        return _present(c.cross(self.leaf, Factored(other.leaves[0], other.operands), self.keep))
-
-    def dot(self, direction: Array) -> Array:
-        """Inner products with a direction of the leaf's shape, in each layer: f32[layers, n]."""
-        return _present(c.dot(self.leaf, direction, self.keep))
-
-    def squared_norms(self) -> Array:
-        """Squared norms in each layer: f32[layers, n]."""
-        return _present(c.squared_norms(self.leaf, self.keep))
-
-
-def _check_weights(spec: LeafSpec, weights: Array, n: int) -> None:
-    shape = jnp.shape(weights)
-    layered = spec.stack is not None and shape == (spec.shape[0], n)
-    if spec.terms is not None and shape != (n,) and not layered:
-        stacked = f" or ({spec.shape[0]}, {n})" if spec.stack is not None else ""
-        raise ArgumentError(
-            f"the weights of {spec.path or 'the leaf'} have shape {shape}; they must have ({n},){stacked}"
-        )
-
-
-def _present(value: Array | None) -> Array:
-    if value is None:
-        raise ArgumentError("this leaf has no gradient: its terms are zero for every example")
-    return value

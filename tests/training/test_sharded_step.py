@@ -55,7 +55,8 @@ def rows(seed: int, count: int) -> LanguageExample:
     real = place < length[:, None]
     labels = real & (place >= 2) & (np.arange(count) != 2)[:, None]
     ids = rng.integers(3, CONFIG.vocab_size, (count, T)).astype(np.int32)
-    return LanguageExample(ids, real, labels, np.zeros((count, 2), np.uint32), np.ones(count, bool), {})
+    quiet = jnp.zeros((count, 2), jnp.uint32), jnp.ones(count, bool)
+    return LanguageExample(jnp.asarray(ids), jnp.asarray(real), jnp.asarray(labels), *quiet, {})
 
 
 @functools.cache
