@@ -34,7 +34,7 @@ PyTree = Any
 
 GIB = 2**30
 HEADROOM = 0.85
-"""Part of the memory that a plan fills: estimates were up to 17 % low, and allocators lose some (docs/scaling.md)."""
+"""Part of the memory that a plan fills: estimates are a little low, and allocators lose some (docs/scaling.md)."""
 
 
 class Mode(NamedTuple):

@@ -17,6 +17,7 @@ from greats_jax.training.guards import Guard
 from greats_jax.training.jsonl import read_json_lines
 from greats_jax.training.loop import Loop
 from greats_jax.training.mesh import row_parts
+from greats_jax.training.out_of_memory import out_of_memory_explained
 from greats_jax.training.placement import whole
 from greats_jax.training.plots import plot_run
 from greats_jax.training.preparing import Prepared, initial_state, prepare
@@ -93,7 +94,7 @@ class Trainer:
                 tracker.record(Noticed(f"{folder}: this run has finished already; there is nothing left to do"))
             return RunResult.load(folder)
         try:
-            with locked(folder) if writes() else nullcontext():
+            with locked(folder) if writes() else nullcontext(), out_of_memory_explained(self.config):
                 return self._fit(folder)
         finally:
             if writes():
