@@ -140,6 +140,32 @@ def test_damage_is_found_or_harmless_whichever_file_it_meets(tmp_path, damage):
     assert found >= 3
 
 
+@pytest.mark.slow
+def test_damage_is_found_or_harmless_wherever_in_a_file_it_is(tmp_path):
+    """Every file, with a bit flipped and with its end cut off at 25 places each."""
+    checkpoints = written(tmp_path, 1)
+    expected, whole = bits(make_state(1)), tmp_path / "checkpoints" / "1"
+    told, like = [], shapes_of(make_state(0))
+    for file in files_of(whole):
+        path, content = whole / file, (whole / file).read_bytes()
+        for at in sorted({round(part * (len(content) - 1) / 24) for part in range(25)}) if content else []:
+            flipped = bytearray(content)
+            flipped[at] ^= 1 << at % 8
+            for damaged in (bytes(flipped), content[:at]):
+                path.write_bytes(damaged)
+                try:
+                    state, record = checkpoints.restore(1, like)
+                except RunError as error:
+                    told.append(str(error))
+                else:
+                    assert (bits(state), record) == (expected, {"at": 1})
+                    told.append("")
+        path.write_bytes(content)
+    assert len(told) > 300
+    assert all(text.startswith("checkpoint 1 cannot be used: ") and "\n" not in text for text in told if text)
+    assert 0 < told.count("") < len(told)
+
+
 def test_a_record_that_was_changed_is_found(tmp_path):
     checkpoints = written(tmp_path, 1)
     [path] = (tmp_path / "checkpoints" / "1" / "record").glob("metadata")
