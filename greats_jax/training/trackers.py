@@ -11,7 +11,7 @@ from greats_jax.errors import ConfigError, RunError
 from greats_jax.models.sources import one_line
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.config_loading import plain
-from greats_jax.training.events import Evaluated, Event, Stepped, Tracker
+from greats_jax.training.events import Evaluated, Event, Started, Stepped, Tracker
 
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
@@ -85,12 +85,19 @@ class TensorBoardTracker:
     """Scalars as TensorBoard event files in `tensorboard/` of the run folder."""
 
     def __init__(self, folder: Path, config: TrainConfig):
+        self._folder = folder / "tensorboard"
+        self._open()
+
+    def _open(self, purge_step: int | None = None) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
 
     def record(self, event: Event) -> None:
-        """Write the scalars of an update or an evaluation."""
+        """Write the scalars of an update or an evaluation; of a run gone on with, in the place of those made again."""
+        if isinstance(event, Started) and event.done:
+            self._writer.close()
+            self._open(purge_step=event.done + 1)
         for name, value in _scalars(event).items():
             self._writer.add_scalar(name, value, getattr(event, "step", 0))
 

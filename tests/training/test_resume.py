@@ -231,6 +231,7 @@ class FullDisk(Recording):
         resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_checkpoints_no_longer_fit(began, whole, tmp_path, monkeypatch):
     save = Checkpoints.save
 

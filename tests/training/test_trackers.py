@@ -7,7 +7,7 @@ import pytest
 from greats_jax.data import DataConfig
 from greats_jax.errors import ConfigError, RunError
 from greats_jax.training.config import ModelConfig, TrainConfig
-from greats_jax.training.events import Evaluated, Noticed, Stepped
+from greats_jax.training.events import Evaluated, Noticed, Started, Stepped
 from greats_jax.training.trackers import Expendable, build_trackers, check_trackers
 
 EVENTS = (
@@ -32,6 +32,21 @@ def test_tensorboard_gets_the_scalars_that_are_numbers(tmp_path):
     assert b"train/loss" in content
     assert b"task/validation_perplexity" in content
     assert b"candidate_loss" not in content
+
+
+def test_tensorboard_drops_what_a_run_gone_on_with_makes_again(tmp_path):
+    written = pytest.importorskip("tensorboardX.proto.event_pb2")
+    [tracker] = build_trackers(config("tensorboard"), tmp_path, pytest.fail)
+    numbers = dict.fromkeys(("trainable", "total", "pool", "validation", "test"), 1)
+    tracker.record(Started(config(), tmp_path, steps=9, done=4, sources=(), dropped={}, **numbers))
+    tracker.record(Stepped(5, {"loss": 2.5}))
+    tracker.close()
+    content, starts = max((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_size).read_bytes(), []
+    while content:  # records of a length in 8 bytes, its checksum in 4, the event, and its checksum in 4
+        size = int.from_bytes(content[:8], "little")
+        event, content = written.Event.FromString(content[12 : 12 + size]), content[16 + size :]
+        starts += [event.step] if event.session_log.status == written.SessionLog.START else []
+    assert starts == [5]
 
 
 def test_wandb_gets_configuration_scalars_and_an_end(tmp_path, monkeypatch):
