@@ -70,7 +70,7 @@ def test_a_run_on_a_mesh_makes_the_choices_of_a_run_on_one_device(configured, tm
     for one, other in zip(alone, together, strict=True):
         assert one["chosen"] == other["chosen"]
         np.testing.assert_allclose(one["scores"], other["scores"], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(summary["test_perplexity"]["after"], spread["test_perplexity"]["after"], rtol=1e-5)
+    np.testing.assert_allclose(summary["after"]["test_loss"], spread["after"]["test_loss"], rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -152,8 +152,11 @@ def test_a_loss_in_two_parts_gives_the_same_on_a_mesh(mesh):
     )
 
 
-def test_the_state_keeps_its_place_from_step_to_step():
-    *_, state = trained(True, "greats", "one pass", MESHES["fsdp"])
+def test_the_state_keeps_its_place_from_step_to_step_and_one_program_serves_all(caplog):
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        *_, state = trained(True, "greats", "one pass", MESHES["fsdp"])
+    compiled = [text for text in caplog.messages if text.startswith("Compiling jit(step)")]
+    assert len(compiled) == 1
     kernel = state.params["layers"]["self_attn"]["q_proj"]["lora"]["a"]
     assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
     assert kernel.addressable_shards[0].data.shape == (3, 2, 2)
