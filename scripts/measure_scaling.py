@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -45,6 +45,7 @@ class Case(NamedTuple):
         rank: Of the adapters of all linear maps; None trains every parameter.
         passes: Of the scoring.
         validation: Validation rows.
+        quantize: Of the frozen linear maps.
     """
 
     name: str
@@ -53,8 +54,9 @@ class Case(NamedTuple):
     rows: int
     tokens: int
     rank: int | None = 16
-    passes: str = "one"
+    passes: Literal["one", "two"] = "one"
     validation: int = 8
+    quantize: Literal["nf4"] | None = None
 
 
 class Cost(NamedTuple):
@@ -95,14 +97,14 @@ def measure(case: Case) -> Cost:
 
 def _config(case: Case) -> TrainConfig:
     return TrainConfig(
-        model=ModelConfig(case.name, remat="full"),
+        model=ModelConfig(case.name, remat="full", quantize=case.quantize),
         data=DataConfig(sources=(SourceConfig("pool"),), max_length=case.tokens),
         task=TaskConfig(n_validation=case.validation),
         lora=None if case.rank is None else LoraConfig(rank=case.rank, targets=("all-linear",)),
         batch=case.rows,
         steps=1,
         validation=ValidationConfig(per_step=case.validation),
-        scoring=ScoringConfig(passes=case.passes),  # pyright: ignore[reportArgumentType]
+        scoring=ScoringConfig(passes=case.passes),
         mesh=MeshConfig(*case.mesh),
     )
 
@@ -133,10 +135,12 @@ def large() -> list[tuple[str, Case]]:
     """Models that need a mesh: two candidates and one validation row to each group of devices that shares rows."""
     meshes = {"8B": [(1, 8, 1), (8, 8, 1), (1, 8, 8)], "70B": [(1, 64, 1), (1, 8, 8), (8, 8, 8), (1, 64, 8)]}
     cases = []
-    for model, mesh in ((model, mesh) for model, some in meshes.items() for mesh in some):
-        parts = mesh[0] * mesh[1]
-        lora = Case(model, SHAPES[model], mesh, 2 * parts, 512, validation=parts)
+    for model, (data, fsdp, tensor) in ((model, mesh) for model, some in meshes.items() for mesh in some):
+        parts = data * fsdp
+        lora = Case(model, SHAPES[model], (data, fsdp, tensor), 2 * parts, 512, validation=parts)
         cases.append((f"{model}, LoRA, one pass", lora))
+        if data == tensor == 1:
+            cases.append((f"{model}, LoRA on nf4, one pass", lora._replace(quantize="nf4")))
         cases.append((f"{model}, all parameters, two passes", lora._replace(rank=None, passes="two")))
     return cases
 

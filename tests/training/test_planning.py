@@ -80,7 +80,6 @@ def test_modes_that_a_rule_cannot_have_are_left_out(planned):
     def modes(*overrides) -> set:
         return {(e.mode.passes, e.mode.micro_batches) for e in plan(load_config(planned, overrides), 1).estimates}
 
-    assert modes("method=max_loss", "model.remat=full") == {("one", 1)}
     assert modes("method=layer_wise", "model.remat=full") == {("one", 1)}
     assert modes("batch=4", "model.remat=full") == {("one", 1), ("two", 1), ("two", 2), ("two", 4)}
 
