@@ -64,8 +64,7 @@ class Victim:
         if process.returncode == 0:
             return None
         assert process.returncode == -signal.SIGKILL, self._told.read_text()
-        steps = [record["step"] for record in records(self.folder / "metrics.jsonl") if record["event"] == "step"]
-        return Death(max(steps, default=0), max(self.unfinished(), default=None))
+        return Death(self.recorded(), max(self.unfinished(), default=None))
 
     def went_on_after(self) -> int | None:
         """The update that the latest process went on after; None where it had not come to say so."""
@@ -76,6 +75,11 @@ class Victim:
     def under_way(self) -> bool:
         """Whether the process of now has come to its first step, or finds nothing left to do."""
         return "compiling the step" in self._told.read_text() or self.ended()
+
+    def recorded(self) -> int:
+        """The last update it has recorded."""
+        steps = [record["step"] for record in records(self.folder / "metrics.jsonl") if record["event"] == "step"]
+        return max(steps, default=0)
 
     def length(self) -> int:
         """Bytes of records."""
@@ -106,6 +110,16 @@ def wait_for(condition: Callable[[], bool], pause: float = 0.02) -> None:
 def after(seconds: float) -> Callable[[Victim], None]:
     """So long after the process was started, at whatever it is doing."""
     return lambda victim: time.sleep(seconds)
+
+
+def at_update(number: int) -> Callable[[Victim], None]:
+    """Once it has recorded an update, after which it does others."""
+
+    def moment(victim: Victim) -> None:
+        wait_for(victim.under_way)
+        wait_for(lambda: victim.recorded() >= number, pause=0.001)
+
+    return moment
 
 
 def in_training(seconds: float) -> Callable[[Victim], None]:
@@ -151,7 +165,7 @@ def results(folder: Path) -> dict[str, object]:
 def test_a_run_killed_three_times_is_the_run_that_was_never_killed(config_file, tmp_path):
     never, victim = Victim(config_file, tmp_path / "never"), Victim(config_file, tmp_path / "victim")
     never.finish()
-    for moment in (in_training(0.4), in_a_write(0.01), in_training(0.2)):
+    for moment in (at_update(90), in_a_write(0.005), at_update(150)):
         assert victim.kill(moment) is not None
     victim.finish()
     assert victim.went_on_after()
