@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from greats_jax.data.config import RecordFormat
 from greats_jax.data.files import is_unicode
+from greats_jax.errors import DataError
 
 
-class BadRecord(Exception):
+class BadRecord(DataError):
     """A record cannot be used; the message is the reason, without the place (the reader of the file knows that)."""
 
 

@@ -75,7 +75,7 @@ def load_records(source: SourceConfig, on_bad_record: BadRecordPolicy = "stop") 
             empty = False
             try:
                 if row.value is None:
-                    raise BadRecord(row.fault)
+                    raise BadRecord(row.fault or "")
                 record = parse_record(row.value, source.format)
                 name = _label(row.value, source, label)
             except BadRecord as fault:

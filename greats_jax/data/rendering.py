@@ -10,6 +10,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data.config import Template
+from greats_jax.data.files import is_unicode
 from greats_jax.data.formats import BadRecord, Conversation, Message, PlainText, PromptCompletion, Record
 from greats_jax.errors import DataError
 
@@ -99,8 +100,10 @@ class Renderer:
             The text and the span of `answer`.
 
         Raises:
-            BadRecord: The chat template refuses the question.
+            BadRecord: The chat template refuses the question, or it cannot be written in UTF-8.
         """
+        if not is_unicode(question):
+            raise BadRecord(f"{question[:40]!a}... holds half of a surrogate pair, which is no character")
         if self.template == "chat":
             text = self._apply((Message("user", question),), open_turn=True) + opening
         else:

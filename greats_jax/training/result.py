@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from greats_jax.errors import RunError
+from greats_jax.models.sources import one_line
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.config_loading import load_config
 from greats_jax.training.jsonl import read_json_lines
@@ -61,9 +62,11 @@ class RunResult:
                 f"{folder}: this run has not ended, so it has no final weights; go on with it: {how_to_go_on(folder)}"
             )
         try:
-            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise RunError(f"{folder / SUMMARY}: not valid JSON ({error.msg}); the run folder is damaged") from None
+            summary = json.loads((folder / SUMMARY).read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{folder / SUMMARY}: {one_line(error)}; the run folder is damaged") from None
+        if not isinstance(summary, dict) or not isinstance(summary.get("status"), str):
+            raise RunError(f"{folder / SUMMARY}: not the summary of a run; the run folder is damaged")
         return cls._read(folder, summary)
 
     @classmethod

@@ -169,3 +169,11 @@ def test_a_conversation_without_end_is_a_bad_record(make_tokenizer):
     endless = [{"role": ("user", "assistant")[turn % 2], "content": "say"} for turn in range(20_000)]
     with bounded(), pytest.raises(BadRecord, match="20000 turns"):
         Renderer(make_tokenizer()).render(parse_record({"messages": endless}))
+
+
+def test_a_question_that_cannot_be_asked_is_an_error_of_ours(make_tokenizer):
+    with pytest.raises(DataError, match="surrogate"):
+        Renderer(make_tokenizer()).render_question("say \udcff", "", "")
+    renderer = Renderer(make_tokenizer("trimmed", "inst"))
+    with pytest.raises(DataError, match="Only user and assistant roles"):
+        renderer.render(parse_record({"messages": [{"role": "system", "content": "a"}] * 2}))
