@@ -17,6 +17,7 @@ from greats_jax.training.losses import (
     masked_mean_nll,
     split_language_model_loss,
 )
+from greats_jax.training.placement import Placement
 from greats_jax.training.scoring import Projection, Scoring
 from greats_jax.training.split_loss import SplitLoss
 from greats_jax.training.state import TrainState
@@ -33,6 +34,7 @@ _LATER = {"TrainConfig": "config", "load_config": "config_loading", "RunResult":
 
 __all__ = [
     "LanguageExample",
+    "Placement",
     "Projection",
     "RunResult",
     "Scoring",
