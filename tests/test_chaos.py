@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from runs import OF_THE_CLOCK, Run
 
 INTERVAL = 40
 SETTINGS = ["steps=240", "evaluate_every=60", f"checkpoint.every_steps={INTERVAL}"]
@@ -26,7 +27,6 @@ VARIANTS = {
     "accumulated": ["accumulate=2", "lora.dropout=0.2", "optimizer.schedule=cosine"],
     "cached": ["validation.mode=cached", "validation.refresh_every=7", "validation.per_step=2"],
 }
-OF_THE_CLOCK = {"seconds", "seconds_selecting", "tokens_per_second", "examples_per_second", "compiled"}
 
 
 class Death(NamedTuple):
@@ -163,8 +163,8 @@ def results(folder: Path) -> dict[str, object]:
 
 
 def test_a_run_killed_three_times_is_the_run_that_was_never_killed(config_file, tmp_path):
-    never, victim = Victim(config_file, tmp_path / "never"), Victim(config_file, tmp_path / "victim")
-    never.finish()
+    never = Run(config_file, tmp_path / "never", *SETTINGS).fit()
+    victim = Victim(config_file, tmp_path / "victim")
     for moment in (at_update(90), in_a_write(0.005), at_update(150)):
         assert victim.kill(moment) is not None
     victim.finish()
