@@ -46,6 +46,7 @@ class Case(NamedTuple):
         passes: Of the scoring.
         validation: Validation rows.
         quantize: Of the frozen linear maps.
+        scope: Of the choice.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Case(NamedTuple):
     passes: Literal["one", "two"] = "one"
     validation: int = 8
     quantize: Literal["nf4"] | None = None
+    scope: Literal["global", "per_device"] = "global"
 
 
 class Cost(NamedTuple):
@@ -104,7 +106,7 @@ def _config(case: Case) -> TrainConfig:
         batch=case.rows,
         steps=1,
         validation=ValidationConfig(per_step=case.validation),
-        scoring=ScoringConfig(passes=case.passes),
+        scoring=ScoringConfig(passes=case.passes, scope=case.scope),
         mesh=MeshConfig(*case.mesh),
     )
 
@@ -126,6 +128,7 @@ def small() -> list[tuple[str, Case]]:
     changed += [(f"d={width}", base._replace(shape=shape(width))) for width in (256, 1024)]
     changed += [(f"{count} device{'s' * (count > 1)}", base._replace(mesh=(count, 1, 1))) for count in (1, 2, 4)]
     changed += [("fsdp 8", base._replace(mesh=(1, 8, 1))), ("tensor 8", base._replace(mesh=(1, 1, 8)))]
+    changed += [("each device for itself", base._replace(scope="per_device"))]
     changed += [("two passes", base._replace(passes="two"))]
     changed += [("all parameters, two passes", base._replace(rank=None, passes="two"))]
     return changed
