@@ -1,4 +1,4 @@
-"""Models that are loaded straight into shards. Eight devices need a process of their own: they are made at its start."""
+"""Models that are loaded straight into shards, in a process whose every allocation is counted."""
 
 import json
 import subprocess
@@ -57,7 +57,9 @@ json.dump({
 """
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("llama", "float32"), ("gpt2", "bfloat16")])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [pytest.param("llama", "float32", marks=pytest.mark.slow), ("gpt2", "bfloat16")]
+)
 def test_parameters_are_read_shard_by_shard(kind, dtype, tiny, tmp_path):
     save_pretrained(tiny(kind, vocab_size=64), tmp_path)
     done = subprocess.run(

@@ -30,7 +30,10 @@ def adapted(model):
 
 
 @needs_qwix
-@pytest.mark.parametrize(("kind", "bits", "error"), [("int8", 8, 0.004), ("int4", 4, 0.07), ("nf4", 4, 0.16)])
+@pytest.mark.parametrize(
+    ("kind", "bits", "error"),
+    [("int8", 8, 0.004), pytest.param("int4", 4, 0.07, marks=pytest.mark.slow), ("nf4", 4, 0.16)],
+)
 def test_only_kernels_are_quantised_and_within_half_a_step(kind, bits, error, tiny):
     before, after = leaves(tiny(**WIDE)), leaves(quantised(tiny(**WIDE), kind))
     numbers = {name: x for name, x in after.items() if name.endswith(".qvalue")}
@@ -74,7 +77,7 @@ def test_adapters_learn_as_on_the_model_turned_back(kind, tiny, ids):
 
 
 @needs_qwix
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
 def test_kernels_are_quantised_while_they_are_read(kind, tiny, tmp_path):
     save_pretrained(tiny(**WIDE), tmp_path)
     expected = leaves(quantised(tiny(**WIDE), kind))
