@@ -113,22 +113,28 @@ def test_a_record_that_is_json_and_no_record_is_one_line(run):
     assert all("metrics.jsonl:2: not a JSON record" in note for note in caught.value.__notes__)
 
 
-def test_a_full_disk_stops_the_run_or_its_checkpoints_and_it_goes_on_later(began, whole, small_disk):
-    """On a real file system of four megabytes, filled up while the run is under way."""
+def test_a_full_disk_stops_the_run_or_its_checkpoints_and_it_goes_on_later(began, small_disk, tmp_path):
+    """On a real file system of four megabytes, filled up while the run is under way.
+
+    Checkpoints of updates 2 and 4 are on it by then; later ones fail and are told, until no record can be written.
+    """
     disk = small_disk("4m")
-    run = Run(began.file, disk / "run", *began.overrides)
+    overrides = ("steps=40", "checkpoint.every_steps=2", "checkpoint.keep_best=0")
+    run = Run(began.file, disk / "run", *overrides)
 
     def fill() -> None:
-        with open(disk / "ballast", "ab", buffering=0) as file, contextlib.suppress(OSError):
+        with (disk / "ballast").open("ab", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(b"\0" * 512)
 
-    with pytest.raises(GreatsError, match=r"No space left on device|cannot be written") as caught:
-        run.fit(*SAVING, tracker=From(3, fill))
+    with pytest.raises(RunError, match=r"jsonl: cannot be written \(No space left on device\)") as caught:
+        run.fit(tracker=From(6, fill))
     assert one_line(caught.value)
     assert not (run.folder / "summary.json").exists()
+    assert len([text for text in run.notices() if "a checkpoint could not be written" in text]) == 1
     (disk / "ballast").unlink()
-    assert_equal(run.fit(), whole)
+    assert_equal(run.fit(), Run(began.file, tmp_path / "never", *overrides).fit())
+    assert run.went_on_after() >= 2
 
 
 def test_a_folder_that_turned_read_only_is_one_line_and_goes_on_once_it_is_not(began, whole, small_disk):
@@ -201,6 +207,7 @@ def test_weights_that_blow_up_stop_the_run_and_the_last_good_checkpoint_is_named
     assert max(run.numbers()) < steps[0].step
 
 
+@pytest.mark.slow  # compiles a loss of its own; test_step.py shows the same of the step
 def test_candidates_that_are_not_finite_are_left_out_and_counted(began, tiny_model, tmp_path, monkeypatch):
     """Every row with one word in it has no finite loss; the others are learned from as ever."""
     word = json.loads((tiny_model / "tokenizer.json").read_text())["model"]["vocab"]["green"]
