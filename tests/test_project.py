@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from greats_jax import __version__
 
 MODULES = {"opt-einsum": "opt_einsum", "orbax-checkpoint": "orbax", "pyyaml": "yaml"}
-EXTRAS = {"matplotlib", "tensorboardX", "wandb"}
+EXTRAS = {"matplotlib", "qwix", "tensorboardX", "wandb"}
 # Parts of declared packages: transformers is built on the first two, datasets on the third, jax on the others.
 CARRIED = {"huggingface_hub", "tokenizers", "pyarrow", "jaxlib", "ml_dtypes"}
 

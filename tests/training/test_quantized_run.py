@@ -15,7 +15,7 @@ from greats_jax.training.result import RunResult
 
 
 def test_what_trains_is_not_quantised(config_file):
-    with pytest.raises(ConfigError, match="model.quantize is int8, which only a frozen model can be: set lora"):
+    with pytest.raises(ConfigError, match=r"model.quantize is int8, which only a frozen model can be: set lora"):
         resolve(load_config(config_file, ["model.quantize=int8", "lora=null"]))
 
 

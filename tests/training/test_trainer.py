@@ -185,7 +185,7 @@ def test_a_run_stopped_early_pretends_no_end(config_file):
     assert sorted(path.name for path in result.folder.iterdir()) == [
         "checkpoints", "config.yaml", "metrics.jsonl", "selections.jsonl",
     ]  # fmt: skip
-    with pytest.raises(RunError, match="has not ended.*--resume"):
+    with pytest.raises(RunError, match=r"has not ended.*--resume"):
         RunResult.load(result.folder)
 
 
