@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -196,10 +197,11 @@ def test_adapters_must_be_merged_before_saving(tiny, tmp_path):
     same(from_pretrained(tmp_path), tiny())
 
 
-@pytest.mark.parametrize("option", ["dtype", "compute_dtype", "remat"])
+@pytest.mark.parametrize("option", ["dtype", "compute_dtype", "remat", "quantize"])
 def test_unknown_options_are_refused(option, saved):
+    options: dict[str, Any] = {option: "fp8"}
     with pytest.raises(ModelError, match="'fp8' is not supported: use one of"):
-        from_pretrained(saved, **{option: "fp8"})
+        from_pretrained(saved, **options)
 
 
 @pytest.mark.parametrize(
