@@ -21,7 +21,7 @@ def received_for_pairs(leaf: Factored) -> float:
     """Of gathering a leaf's factors on every device."""
     if leaf.spread is None:
         return 0.0
-    return FLOPS_PER_BYTE * (leaf.spread.parts - 1) * _bytes(leaf, leaf.spec.terms or ())
+    return FLOPS_PER_BYTE * _of_gathering(leaf.spread) * _bytes(leaf, leaf.spec.terms or ())
 
 
 def received_for_sum(leaf: Factored) -> float:
@@ -41,21 +41,21 @@ def received_for_products(leaf: Factored, rest: Sequence[tuple[TermSpec, TermSpe
     spec = leaf.spec
     terms, sizes = [leaf.tensors(term) for term in spec.terms or ()], dict(spec.sizes)
     turned = min(_of_turning(terms, sizes, spec.out, leaf.spread), _of_slicing(terms, sizes, spec.out, leaf.spread))
-    gathered = (leaf.spread.parts - 1) * _bytes(leaf, [term for pair in rest for term in pair])
+    gathered = _of_gathering(leaf.spread) * _bytes(leaf, [term for pair in rest for term in pair])
     return FLOPS_PER_BYTE * (turned + gathered)
 
 
 def sliced_terms(
     terms: Sequence[Sequence[Tensor]], out: Labels, sizes: Mapping[int, int], spread: Spread
-) -> Sequence[Sequence[Tensor]]:
+) -> Sequence[Sequence[Tensor]] | None:
     """The factors from which each device forms a slice of the products of all examples.
 
-    Either as they are, when sending the products costs less; or the factor that has the sliced axis sliced, and the
-    others whole. Which, is decided by bytes.
+    The factor that has the sliced axis is sliced, and the others are whole; None where it takes fewer bytes to send the
+    products themselves.
     """
     sizes = {**sizes, **{label: size for term in terms for t in term for label, size in _axes(t)}}
     if _of_turning(terms, sizes, out, spread) <= _of_slicing(terms, sizes, out, spread):
-        return terms
+        return None
     label = sliced_label(out, sizes, spread)
 
     def place(tensor: Tensor) -> Tensor:
@@ -87,9 +87,15 @@ def _of_slicing(terms: Sequence[Sequence[Tensor]], sizes: Mapping[int, int], out
     label, total = sliced_label(out, sizes, spread), 0.0
     for tensor in {id(t.array): t for term in terms for t in term}.values():
         if EXAMPLE in tensor.spec.labels:
-            share = 1 / spread.parts if label in tensor.spec.labels else 1.0
-            total += tensor.array.size * tensor.array.dtype.itemsize * share * (spread.parts - 1)
+            sliced = label in tensor.spec.labels
+            times = (spread.parts - 1) / spread.parts if sliced else _of_gathering(spread)
+            total += tensor.array.size * tensor.array.dtype.itemsize * times
     return total
+
+
+def _of_gathering(spread: Spread) -> int:
+    """How often the bytes of an array are received when every device gets all of it."""
+    return (spread.parts - 1) * spread.copies
 
 
 def _axes(tensor: Tensor) -> list[tuple[int, int]]:

@@ -113,7 +113,7 @@ def make_selective_step(
             taken with; None is the optimizer's own response (`training.preconditioning`), which for an optimizer that
             accumulates gradients has to be that of the one inside it.
         placement: where arrays live on a mesh of devices; None for one device. The choice is the same as there: what
-            has to cross between devices for it does (see docs/scaling.md).
+            has to cross between devices for it does (see docs/devices.md).
         groups: choose `keep / groups` from each of so many runs of candidates, apart from each other. With as many
             groups as `placement.row_parts` every device chooses among its own, and no candidate's gradient crosses.
 
