@@ -7,6 +7,8 @@ that count up with sequences that count down, and the validation examples count 
     python examples/tunix_model.py
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,9 +41,8 @@ def adapted_model() -> nnx.Module:
     )
     model = qwen3.Qwen3(SHAPE, rngs=nnx.Rngs(0))
     ids = jnp.zeros((1, LENGTH), jnp.int32)
-    return qwix.apply_lora_to_model(
-        model, targets, ids, ids, None, jnp.ones((1, LENGTH, LENGTH), bool), rngs=nnx.Rngs(1)
-    )
+    attend = jnp.ones((1, LENGTH, LENGTH), bool)
+    return cast(nnx.Module, qwix.apply_lora_to_model(model, targets, ids, ids, None, attend, rngs=nnx.Rngs(1)))
 
 
 def counting(rng: np.random.Generator, rows: int, direction: int | np.ndarray) -> np.ndarray:

@@ -330,7 +330,7 @@ def _instance_cuts(leaf: Factored, n: int) -> list[tuple[int, int]]:
     if leaf.spread is not None and leaf.spread.axis_of(leaf.spec.atom_shape) is not None:
         # Slices along the axis that devices divide would have to be gathered.
         divided = sliced_label(leaf.spec.out, dict(sizes), leaf.spread)
-        sizes = sorted(sizes, key=lambda pair: pair[0] == divided)
+        sizes = [pair for pair in sizes if pair[0] != divided]
     for label, size in sizes:
         if need <= 1:
             break

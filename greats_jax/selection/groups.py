@@ -32,12 +32,13 @@ def in_groups(rule: Rule, groups: int) -> Rule:
 
     def select(signals: Signals, k: int, *, learning_rate: Any, key: Array | None) -> Selection:
         gram = signals.gram
-        if gram is not None and gram.ndim == 2:
-            gram = _blocks(gram, groups)
-        n = candidate_count(signals._replace(gram=None)) if gram is None else groups * gram.shape[-1]
+        cut_already = gram is not None and gram.ndim == 3
+        n = groups * gram.shape[-1] if gram is not None and cut_already else candidate_count(signals)
         if n % groups or k % groups:
             raise ArgumentError(f"{k} of {n} candidates cannot be chosen in {groups} equal groups: make both multiples")
         b = n // groups
+        if gram is not None and not cut_already:
+            gram = _blocks(gram, groups)
         shared = signals._replace(**dict.fromkeys(set(Signals._fields) - set(_SHARED)))
         own = signals._replace(**dict.fromkeys((*_SHARED, "gram", "memory")))
         cut = jax.tree.map(lambda x: x.reshape(groups, b, *x.shape[1:]), own)._replace(gram=gram, memory=signals.memory)

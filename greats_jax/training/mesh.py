@@ -53,6 +53,8 @@ def mesh_shape(config: MeshConfig, count: int) -> dict[str, int]:
     asked = _written(sizes)
     open_axes = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
+    if any(size < 1 and size != -1 for size in sizes.values()):
+        raise ConfigError(f"mesh: {asked} has a size below 1; -1 stands for the devices that the others leave")
     if len(open_axes) > 1:
         raise ConfigError(f"mesh: {asked} leaves more than one axis open; give all but one a number")
     if open_axes:

@@ -69,11 +69,12 @@ class Placement:
         return jax.tree.map(put, rows)
 
 
-def whole(tree: PyTree, placement: Placement) -> PyTree:
-    """Arrays that this process can read, all of them: those cut over several processes are gathered.
+def on_host(tree: PyTree, placement: Placement) -> PyTree:
+    """Arrays that this process can read, all of them: those cut over several processes are gathered one by one.
 
-    Cost: memory for the whole tree on every device, only where there are several processes.
+    Cost: with several processes, memory for all of it on each host, and for the largest array on every device.
     """
     if jax.process_count() == 1:
         return tree
-    return jax.jit(lambda x: x, out_shardings=placement.everywhere)(tree)
+    gather = jax.jit(lambda x: x, out_shardings=placement.everywhere)
+    return jax.tree.map(lambda x: np.asarray(gather(x)), tree)

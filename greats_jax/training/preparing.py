@@ -106,4 +106,7 @@ def initial_state(config: TrainConfig, run: Prepared) -> tuple[TrainState, Place
     placement = place_decoder(run.mesh, run.model.architecture, shapes, run.model.frozen)
     # They are there already; a second model that the rule compares with is cut as its own shape asks.
     placement = dataclasses.replace(placement, frozen=jax.tree.map(lambda x: x.sharding, run.selecting.frozen))
-    return jax.jit(create, out_shardings=placement.state)(run.model.params), placement
+    state = jax.jit(create, out_shardings=placement.state)(run.model.params)
+    for copied in jax.tree.leaves(run.model.params):
+        copied.delete()  # nobody reads the values again, and they are as large as what trains
+    return state, placement

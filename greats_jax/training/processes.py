@@ -3,11 +3,14 @@
 Everything here does nothing in a run of one process.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from greats_jax.errors import ConfigError, RunError
+from greats_jax.errors import ConfigError, GreatsError, RunError
 from greats_jax.training.config import DistributedConfig
 
 
@@ -43,21 +46,30 @@ def alone() -> bool:
     return jax.process_count() == 1
 
 
-def wait_for_all(what: str) -> None:
-    """Go on when every process has come here.
+def any_says(*flags: bool) -> tuple[bool, ...]:
+    """For each question whether any process says yes, the same answers in all: each asks at the same moment."""
+    if alone():
+        return flags
+    return tuple(bool(x) for x in multihost_utils.process_allgather(np.asarray(flags)).any(0))
+
+
+@contextmanager
+def together(what: str) -> Iterator[None]:
+    """Leaves the block when every process has; what stops one of them stops all.
 
     Args:
-        what: Where that is, the same in all.
+        what: What the block does, for those that do not know why they stop.
+
+    Raises:
+        RunError: Another process could not do its part; that one says why.
     """
-    if not alone():
-        multihost_utils.sync_global_devices(what)
-
-
-def any_says(flag: bool) -> bool:
-    """Whether any process says yes, the same answer in all: each asks at the same moment."""
-    return flag if alone() else bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
-
-
-def first_says(number: int) -> int:
-    """The number of the process that writes."""
-    return number if alone() else int(multihost_utils.broadcast_one_to_all(np.asarray(number)))
+    failed: GreatsError | None = None
+    try:
+        yield
+    except GreatsError as error:
+        failed = error
+    (others,) = any_says(failed is not None)
+    if failed is not None:
+        raise failed
+    if others:
+        raise RunError(f"another process of this run stopped while {what}; its message says why")

@@ -125,7 +125,7 @@ def check_rows(config: TrainConfig, row_parts: int) -> None:
     if kept(config) % groups:
         raise ConfigError(
             f"scoring.scope=per_device chooses the same number on each of {groups} groups of devices, but keep is "
-            f"{kept(config)}: set keep to a multiple of {groups}"
+            f"{kept(config)}: set keep (in the place of keep_fraction) to a multiple of {groups}, or raise batch"
         )
     if groups > 1 and parts > 1:
         raise ConfigError("scoring.scope=per_device and scoring.micro_batches both cut a batch: use one of them")

@@ -71,6 +71,11 @@ def merge_rows(candidates: PyTree, validation: PyTree, spread: Spread | None) ->
                 "merged scoring needs equal shapes after axis 0: pad them alike, or use validation='cached'"
             )
     layout = RowLayout(row_count(candidates), row_count(validation), parts_of(spread))
+    if layout.n % layout.parts:
+        raise ArgumentError(
+            f"{layout.n} candidates cannot be dealt to {layout.parts} parts of the mesh in equal numbers: make the "
+            "batch a multiple, or use validation='cached'"
+        )
     return spread_rows(jax.tree.map(layout.join, candidates, validation), spread), layout
 
 

@@ -128,7 +128,7 @@ def make_selective_step(
     _check_keep(keep)
     target_only = objective == TARGET_ONLY
     if target_only:
-        objective, keep = "regular", 1.0
+        objective, keep, groups = "regular", 1.0, 1
     rule = get(objective) if isinstance(objective, str) else objective
     if isinstance(loss_fn, tuple) and not isinstance(loss_fn, SplitLoss):
         loss_fn = SplitLoss(*loss_fn)

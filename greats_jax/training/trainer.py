@@ -1,7 +1,7 @@
 """A whole run: load, evaluate, train with selection, evaluate, save; begun anew or gone on with."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from greats_jax.training.jsonl import read_json_lines
 from greats_jax.training.loop import Loop
 from greats_jax.training.mesh import row_parts
 from greats_jax.training.out_of_memory import out_of_memory_explained
-from greats_jax.training.placement import whole
+from greats_jax.training.placement import on_host
 from greats_jax.training.plots import plot_run
 from greats_jax.training.preparing import Prepared, initial_state, prepare
-from greats_jax.training.processes import wait_for_all, writes
+from greats_jax.training.processes import together, writes
 from greats_jax.training.resolving import groups_of, resolve
 from greats_jax.training.result import RunResult
 from greats_jax.training.resuming import check_same_run, newest_whole, origin_of
@@ -82,23 +82,23 @@ class Trainer:
                 with; nothing has been written over.
         """
         folder = Path(self.config.output)
-        found = standing(folder)
-        wait_for_all("the folder has been looked at")
-        if self._resume and found in (Standing.UNFINISHED, Standing.FINISHED):
-            check_same_run(folder, self.config)
-        elif writes():
-            claim(folder)
-        wait_for_all("the folder is there")
-        if found is Standing.FINISHED:
-            for tracker in self._trackers:
-                tracker.record(Noticed(f"{folder}: this run has finished already; there is nothing left to do"))
-            return RunResult.load(folder)
-        try:
-            with locked(folder) if writes() else nullcontext(), out_of_memory_explained(self.config):
+        with together("looking at the run folder"):
+            found = standing(folder)
+        with ExitStack() as held:
+            with together("taking the run folder"):
+                if self._resume and found in (Standing.UNFINISHED, Standing.FINISHED):
+                    check_same_run(folder, self.config)
+                elif writes():
+                    claim(folder)
+                if writes() and found is not Standing.FINISHED:
+                    held.callback(abandon, folder)
+                    held.enter_context(locked(folder))
+            if found is Standing.FINISHED:
+                for tracker in self._trackers if writes() else ():
+                    tracker.record(Noticed(f"{folder}: this run has finished already; there is nothing left to do"))
+                return RunResult.load(folder)
+            with out_of_memory_explained(self.config):
                 return self._fit(folder)
-        finally:
-            if writes():
-                abandon(folder)
 
     def _fit(self, folder: Path) -> RunResult:
         run = prepare(self.config)
@@ -109,12 +109,12 @@ class Trainer:
             notices: list[str] = []
             state, placement = initial_state(self.config, run)
             state, saved = self._start(state, checkpoints, folder, origin, notices.append)
-            made = build_trackers(self.config, folder, lambda text: emit(Noticed(text))) if writes() else ()
-            built = [at_end.enter_context(closing(tracker)) for tracker in made]
-            kept = RunFolderTracker(folder, self.config, saved.lengths) if writes() else NoRecords()
-            records = at_end.enter_context(closing(kept))
-            given = [at_end.enter_context(closing(tracker)) for tracker in self._trackers if writes()]
-            wait_for_all("the records are there")
+            with together("opening the records"):
+                made = build_trackers(self.config, folder, lambda text: emit(Noticed(text))) if writes() else ()
+                built = [at_end.enter_context(closing(tracker)) for tracker in made]
+                kept = RunFolderTracker(folder, self.config, saved.lengths) if writes() else NoRecords()
+                records = at_end.enter_context(closing(kept))
+                given = [at_end.enter_context(closing(tracker)) for tracker in self._trackers if writes()]
             guard = Guard(self.config.guards, self.config.accumulate, checkpoints.numbers)
             guard.remember(read_json_lines(folder / METRICS))
 
@@ -132,11 +132,11 @@ class Trainer:
             if not ended:
                 saver.finish()
                 return RunResult.interrupted(folder)
-            params = whole(state.params, placement)
-            if writes():
-                _save_weights(self.config, run, params, folder)
-                _finish(folder, emit, guard.spikes)
-            wait_for_all("the run is finished")
+            params = on_host(state.params, placement)
+            with together("saving the weights"):
+                if writes():
+                    _save_weights(self.config, run, params, folder)
+                    _finish(folder, emit, guard.spikes)
         return RunResult.load(folder)
 
     def _start(

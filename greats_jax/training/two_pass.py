@@ -104,7 +104,7 @@ def _in_parts(
     losses, aux, sums = jax.lax.map(score_part, parts)
     joined = {name: _join(x) for name, x in sums.items() if name != "gram"}
     if "gram" in sums:
-        joined["gram"] = block_diag(*sums["gram"])
+        joined["gram"] = sums["gram"][0] if count == 1 else block_diag(*sums["gram"])
     return _join(losses), jax.tree.map(_join, aux), joined
 
 

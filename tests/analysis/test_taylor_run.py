@@ -75,6 +75,7 @@ def test_second_order_of_the_update_is_nearer_than_first(analysed):
     assert spearman([o.actual for o in short], [o.predictions["update"] for o in short]) > 0.9
 
 
+@pytest.mark.slow
 def test_with_plain_gradient_descent_both_steps_are_one(load):
     settings = ("optimizer.name=sgd", "optimizer.clip=null")
     result = run_taylor(load(*settings), TaylorPlan(subsets=6, batches=1, after=0, factors=(1.0,)))

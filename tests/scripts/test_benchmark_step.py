@@ -12,6 +12,7 @@ def benchmark(load_program):
     return load_program("scripts/benchmark_step.py")
 
 
+@pytest.mark.slow
 def test_a_preset_is_measured_and_written_down(benchmark, tmp_path, capsys):
     steps = "greats,uds,naive"
     benchmark.main(["small", *TINY.split(), "--steps", steps, "--json", str(tmp_path / "found.json")])

@@ -86,6 +86,7 @@ def test_corrupted_sources_are_wrong(script, pool):
 
 
 @pytest.mark.weights
+@pytest.mark.slow
 def test_no_example_of_the_quickstart_is_cut(repository, monkeypatch):
     from greats_jax.data import build_pool
     from greats_jax.models import load_tokenizer

@@ -27,6 +27,7 @@ def test_a_mesh_may_use_some_of_the_devices_of_one_process():
         (MeshConfig(-1, -1, 1), "leaves more than one axis open"),
         (MeshConfig(-1, 3, 1), "needs a multiple of 3 devices, but there are 8"),
         (MeshConfig(16, 1, 1), "needs 16 devices, but there are 8"),
+        (MeshConfig(-1, 1, 0), "has a size below 1"),
     ],
 )
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(config, words):
@@ -46,7 +47,7 @@ def configured(tiny_model, tiny_data, tmp_path):
     [
         (["batch=6", "mesh.data=4"], "cuts rows into 4 parts, which batch .6. does not divide into"),
         (["mesh.data=2", "scoring.passes=two", "scoring.micro_batches=8"], "set batch to a multiple of 16"),
-        (["mesh.data=4", "scoring.scope=per_device", "keep=6"], "set keep to a multiple of 4"),
+        (["mesh.data=4", "scoring.scope=per_device", "keep=6"], "to a multiple of 4, or raise batch"),
         (
             ["mesh.data=2", "scoring.scope=per_device", "scoring.passes=two", "scoring.micro_batches=2"],
             "both cut a batch",

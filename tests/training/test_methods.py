@@ -78,6 +78,7 @@ def test_target_only_learns_from_the_validation_examples(config_file):
     assert result.summary["last_loss"] < result.summary["first_loss"]
 
 
+@pytest.mark.slow
 def test_rho_loss_takes_the_base_model_or_a_second_one_or_a_table(config_file, tiny_model, tmp_path):
     """Before the first update the adapters add nothing: every difference to the base is 0, however it is told."""
     _, of_base = run(config_file, "method=rho_loss", f"output={tmp_path}/base")

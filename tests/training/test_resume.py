@@ -50,6 +50,7 @@ def test_what_was_stopped_holds_what_was_done(run, whole):
     assert [event.step for event in run.heard_of(Evaluated)] == [5]  # that before the first update is not repeated
 
 
+@pytest.mark.slow
 def test_stopped_twice_it_ends_as_if_it_had_never_been(config_file, tmp_path):
     overrides = ("steps=6", "evaluate_every=2", "accumulate=2", "lora.dropout=0.3", "optimizer.schedule=cosine")
     never = Run(config_file, tmp_path / "never", *overrides).fit()
@@ -107,6 +108,7 @@ def test_records_after_the_checkpoint_are_written_anew(run, whole):
     assert [event.step for event in run.heard_of(Stepped)] == [4, 5]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_cut_short_is_made_again(config_file, tmp_path):
     overrides = ("steps=2", "evaluate_every=1", "evaluate_batch=1")  # nine batches in each of three evaluations
     never = Run(config_file, tmp_path / "never", *overrides).fit()

@@ -45,6 +45,7 @@ MODES: dict[str, dict[str, Any]] = {
     "groups": {"groups": 4},
     "a group for each device": {"groups": 8},
     "groups, two passes": {"groups": 4, "scoring": Scoring("two")},
+    "groups, two passes, cached": {"groups": 4, "validation": "cached", "scoring": Scoring("two")},
 }
 
 
@@ -127,12 +128,15 @@ DEFAULT = [
     ("data", True, "greats", "one pass"),
     ("fsdp", True, "greats", "two passes"),
     ("all", False, "greats", "one pass"),
-    ("all", True, "greats", "groups"),
-    ("data", False, "max_loss", "one pass"),
+    ("all", True, "greats", "groups, two passes, cached"),
 ]
 MORE = [
     *((mesh, lora, "greats", mode) for mesh in MESHES for lora in (True, False) for mode in MODES),
-    *((mesh, True, rule, "one pass") for mesh in MESHES for rule in ("grad_norm", "greats_adam", "layer_wise", "opus")),
+    *(
+        (mesh, True, rule, "one pass")
+        for mesh in MESHES
+        for rule in ("max_loss", "grad_norm", "greats_adam", "layer_wise", "opus")
+    ),
 ]
 
 

@@ -134,10 +134,20 @@ def test_dropout_is_drawn_in_training_and_not_in_evaluation(finished_run: Finish
     "overrides",
     [
         ("method=regular", "update_weighting=tokens"),
-        ("method=greats_first_order", "validation.mode=cached", "validation.refresh_every=2", "validation.per_step=2"),
+        pytest.param(
+            (
+                "method=greats_first_order",
+                "validation.mode=cached",
+                "validation.refresh_every=2",
+                "validation.per_step=2",
+            ),
+            marks=pytest.mark.slow,
+        ),
         ("model.dtype=bfloat16", "data.buckets=2", "data.group_by_length=true"),
         ("scoring.passes=two", "scoring.micro_batches=2", "model.remat=full", "lora=null"),
-        ("scoring.upper_layers=1", "scoring.projection=64", "scoring.leaves=q_proj|v_proj"),
+        pytest.param(
+            ("scoring.upper_layers=1", "scoring.projection=64", "scoring.leaves=q_proj|v_proj"), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -233,6 +243,7 @@ def test_resolving_happens_before_anything_is_touched(config_file, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_stories260k_on_real_instructions(shared, tmp_path):
     """The real tiny model on real data, toward MMLU, through the same door as a user."""
     data = shared / "data"
