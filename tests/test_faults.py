@@ -258,7 +258,14 @@ def test_sigterm_in_an_evaluation_saves_and_goes_on_to_the_same_end(began, whole
 
     run = Run(began.file, tmp_path / "run", *began.overrides)
     with stop_on_signals() as stop:
-        tracker = From(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+        def send() -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            until = time.monotonic() + 10
+            while not stop.requested() and time.monotonic() < until:  # a thread hears it; the evaluation is shorter
+                time.sleep(0.001)
+
+        tracker = From(6, send)
         assert run.fit(stop=stop.requested, tracker=tracker).status == "interrupted"
     assert len(run.heard_of(Evaluated)) == 1
     assert_equal(run.fit(), whole)

@@ -107,7 +107,7 @@ def test_losses_gram_and_update_equal_materialised_gradients(family, lora, remat
 @pytest.mark.parametrize(
     ("family", "lora"),
     [
-        ("llama", True),
+        pytest.param("llama", True, marks=pytest.mark.slow),
         pytest.param("qwen2", False, marks=pytest.mark.slow),
         pytest.param("gpt2", False, marks=pytest.mark.slow),
     ],

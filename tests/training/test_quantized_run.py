@@ -20,6 +20,7 @@ def test_what_trains_is_not_quantised(config_file):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("qwix") is None, reason="needs the extra quantize")
+@pytest.mark.slow
 def test_adapters_train_on_four_bits_and_merge(config_file, tmp_path, capsys):
     assert main(["train", str(config_file), "model.quantize=nf4", "steps=1", "method=regular"]) == 0, (
         capsys.readouterr().err

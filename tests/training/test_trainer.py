@@ -120,6 +120,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(finished_run: 
     assert chosen(other) != chosen(again)
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_in_training_and_not_in_evaluation(finished_run: FinishedRun, config_file):
     dropped = fit(config_file, "lora.dropout=0.5")
     assert np.abs(logits_of(dropped) - logits_of(finished_run.result)).max() > 1e-6
