@@ -1,9 +1,10 @@
 """A run that is begun, stopped and gone on with, and what of it must be the same as if it had never been."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tiny import Recording
+from tiny import Recording, tiny_config
 
 from greats_jax.training.config_loading import load_config
 from greats_jax.training.events import Noticed, Started, Stepped, Tracker
@@ -39,6 +40,14 @@ class Run:
         trackers = [self.heard, *(one for one in (stop, tracker) if hasattr(one, "record"))]
         return Trainer(config, trackers, stop, resume=resume).fit()
 
+    def copied(self, folder: Path) -> "Run":
+        """The same in a copy of its folder."""
+        return Run(self.file, Path(shutil.copytree(self.folder, folder)), *self.overrides)
+
+    def never_stopped(self) -> RunResult:
+        """What it would have been, made in a folder beside its own."""
+        return Run(self.file, self.folder.with_name("whole"), *self.overrides).fit()
+
     def heard_of(self, kind: type) -> list:
         return [event for event in self.heard.events if isinstance(event, kind)]
 
@@ -50,6 +59,14 @@ class Run:
 
     def numbers(self) -> list[int]:
         return sorted(int(path.name) for path in (self.folder / "checkpoints").iterdir())
+
+
+def stopped_after_four(model: Path, data: Path, folder: Path, steps: int, *saving: str) -> Run:
+    """A run of the tiny configuration that was stopped after four updates."""
+    (folder / "tiny.yaml").write_text(tiny_config(model, data, folder / "run"))
+    run = Run(folder / "tiny.yaml", folder / "run", f"steps={steps}")
+    run.fit(*saving, stop=StopAt(3))
+    return run
 
 
 def without_clock(records: tuple[dict, ...]) -> list[dict]:

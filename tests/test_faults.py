@@ -16,8 +16,8 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from runs import Run, StopAt, assert_equal
-from tiny import Recording, tiny_config
+from runs import Run, assert_equal, stopped_after_four
+from tiny import Recording
 
 from greats_jax.errors import DataError, GreatsError, RunError
 from greats_jax.training import selecting
@@ -33,22 +33,19 @@ SAVING = ("checkpoint.every_steps=1", "checkpoint.keep_best=0")
 def began(tiny_model, tiny_data, tmp_path_factory) -> Run:
     """A run stopped after four of its six updates, with checkpoints of the last two; to be copied."""
     folder = tmp_path_factory.mktemp("began")
-    (folder / "tiny.yaml").write_text(tiny_config(tiny_model, tiny_data, folder / "run"))
-    run = Run(folder / "tiny.yaml", folder / "run", "steps=6")
-    run.fit(*SAVING, stop=StopAt(3))
-    return run
+    return stopped_after_four(tiny_model, tiny_data, folder, 6, *SAVING)
 
 
 @pytest.fixture(scope="module")
 def whole(began) -> RunResult:
     """The same run, never stopped."""
-    return Run(began.file, began.folder.with_name("whole"), *began.overrides).fit()
+    return began.never_stopped()
 
 
 @pytest.fixture
 def run(began, tmp_path) -> Run:
     """A copy of the stopped run."""
-    return Run(began.file, Path(shutil.copytree(began.folder, tmp_path / "run")), *began.overrides)
+    return began.copied(tmp_path / "run")
 
 
 @pytest.fixture

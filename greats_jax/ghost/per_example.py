@@ -294,11 +294,11 @@ class PerExampleGrads:
         return replace(self, operands=kept, n=rows.shape[0])
 
     def over(self, spread: Spread | None) -> PerExampleGrads:
-        """The same gradients, with their examples spread over devices; None leaves them as they are.
+        """The same gradients, with their examples spread over devices, if they can be cut evenly; None leaves them.
 
         Contractions then say what is exchanged between devices, instead of leaving it to the compiler.
         """
-        if spread is None:
+        if spread is None or self.n % spread.parts:
             return self
         axes = self._example_axes()
         placed = tuple(spread.rows(a, axes[i]) if i in axes else a for i, a in enumerate(self.operands))
@@ -323,8 +323,8 @@ class PerExampleGrads:
                 taken = jax.lax.slice_in_dim(runs, begin, end, axis=axis + 1)
                 return taken.reshape(*array.shape[:axis], parts * (end - begin), *array.shape[axis + 1 :])
 
-            taken = replace(self, operands=tuple(map(take, range(len(self.operands)), self.operands)))
-            return replace(taken, n=parts * (end - begin)).over(self.spread)
+            taken = tuple(map(take, range(len(self.operands)), self.operands))
+            return replace(self, operands=taken, n=parts * (end - begin), spread=None).over(self.spread)
 
         return part(0, head), part(head, self.n // parts)
 

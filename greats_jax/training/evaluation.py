@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from greats_jax.data import Example, LanguageBatch, bucket_lengths, collate
-from greats_jax.training.losses import make_evaluator, quiet_rows
+from greats_jax.training.losses import language_rows, make_evaluator
 from greats_jax.training.placement import Placement
 from greats_jax.training.setup import TaskData
 
@@ -34,7 +34,7 @@ def row_losses(loss_fn: Callable[..., jax.Array], placement: Placement | None = 
     losses_of = make_evaluator(loss_fn, placement)
 
     def of_batch(params: Any, frozen: Any, batch: LanguageBatch) -> jax.Array:
-        rows = quiet_rows(batch)
+        rows = language_rows(batch)
         return losses_of(params, frozen, rows if placement is None else placement.put_rows(rows))
 
     return of_batch

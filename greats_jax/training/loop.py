@@ -16,7 +16,7 @@ from greats_jax.training.draws import prefetch
 from greats_jax.training.evaluation import evaluate_tasks, evaluation_sets, row_losses
 from greats_jax.training.events import Evaluated, Event, Noticed
 from greats_jax.training.inputs import StepInputs, make_inputs
-from greats_jax.training.losses import LanguageExample, language_model_loss, language_rows, quiet_rows
+from greats_jax.training.losses import LanguageExample, language_model_loss, language_rows
 from greats_jax.training.placement import Placement
 from greats_jax.training.preparing import Prepared
 from greats_jax.training.processes import alone, any_says
@@ -151,13 +151,10 @@ class _Stopped(Exception):
 
 def _rows(drawn: StepInputs, key: jax.Array | None) -> tuple[LanguageExample, LanguageExample | None]:
     """Candidates and validation rows for the step."""
-    if key is None:
-        candidates = quiet_rows(drawn.candidates.batch, drawn.candidate_extras)
-    else:
-        candidates = language_rows(drawn.candidates.batch, key, drawn.candidate_extras)
+    candidates = language_rows(drawn.candidates.batch, key, drawn.candidate_extras)
     if drawn.validation is None:
         return candidates, None
-    return candidates, quiet_rows(drawn.validation, drawn.validation_extras)
+    return candidates, language_rows(drawn.validation, extras=drawn.validation_extras)
 
 
 def _shape(drawn: StepInputs) -> tuple[int, ...]:

@@ -52,33 +52,20 @@ def language_rows(batch: _Tokens, key: Array | None = None, extras: Any = ()) ->
     """Rows for the loss: with a key, one dropout key per row; without, rows that see no dropout.
 
     Args:
-        batch: input_ids i32[b, t], attention_mask bool[b, t], label_mask bool[b, t].
+        batch: input_ids i32[b, t], attention_mask bool[b, t], label_mask bool[b, t], NumPy arrays.
         key: PRNG key of this step.
         extras: of `LanguageExample`, with the rows on axis 0.
-    """
-    b = batch.input_ids.shape[0]
-    keys = jax.random.key_data(jax.random.split(jax.random.key(0) if key is None else key, b))
-    return LanguageExample(
-        jnp.asarray(batch.input_ids),
-        jnp.asarray(batch.attention_mask, bool),
-        jnp.asarray(batch.label_mask, bool),
-        keys,
-        jnp.full((b,), key is None),
-        extras,
-    )
 
-
-def quiet_rows(batch: _Tokens, extras: Any = ()) -> LanguageExample:
-    """Rows without dropout that stay on the host, in NumPy: making them waits for no device.
-
-    Args:
-        batch: as for `language_rows`.
-        extras: likewise.
+    Returns:
+        Rows that stay on the host, but for the keys that a key gives: making them without waits for no device.
     """
     b = len(batch.input_ids)
-    keys: Any = np.zeros((b, 2), np.uint32)
-    deterministic: Any = np.ones(b, bool)
-    return LanguageExample(batch.input_ids, batch.attention_mask, batch.label_mask, keys, deterministic, extras)
+    keys: Any = np.zeros((b, 2), np.uint32) if key is None else jax.random.key_data(jax.random.split(key, b))
+    ids: Any = np.asarray(batch.input_ids)
+    real: Any = np.asarray(batch.attention_mask, bool)
+    labels: Any = np.asarray(batch.label_mask, bool)
+    deterministic: Any = np.full(b, key is None)
+    return LanguageExample(ids, real, labels, keys, deterministic, extras)
 
 
 def language_model_loss(

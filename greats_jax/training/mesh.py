@@ -10,6 +10,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from greats_jax.errors import ConfigError
+from greats_jax.ghost import Spread
 from greats_jax.models import DecoderConfig
 from greats_jax.models.sharding import DATA, FSDP, TENSOR, partition_specs
 from greats_jax.training.config import MeshConfig
@@ -72,7 +73,7 @@ def _written(sizes: dict[str, int]) -> str:
 
 def row_parts(mesh: Mesh) -> int:
     """Into how many parts a mesh cuts the rows of a batch."""
-    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    return Spread(mesh, ROW_AXES).parts
 
 
 def place_decoder(mesh: Mesh, model: DecoderConfig, state: TrainState, frozen: PyTree) -> Placement:

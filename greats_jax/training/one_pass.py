@@ -18,7 +18,6 @@ from greats_jax.training.rows import (
     even_rows,
     merge_rows,
     no_validation,
-    parts_of,
     spread_rows,
     valid_rows,
     validation_facts,
@@ -113,7 +112,12 @@ def _make_backward(task: ScoringTask) -> Callable[[PyTree, PyTree, PyTree], Back
     leaves = task.scoring.leaves
     if isinstance(task.loss_fn, SplitLoss):
         split = make_split_backward(task.loss_fn, task.has_aux, leaves)
-        return lambda params, frozen, rows: _spread(task, Backward(*split(params, frozen, rows)))
+
+        def split_backward(params: PyTree, frozen: PyTree, rows: PyTree) -> Backward:
+            found = Backward(*split(params, frozen, rows))
+            return found._replace(grads=found.grads.over(task.spread))
+
+        return split_backward
     transform = value_and_per_example_grads(task.loss_fn, has_aux=task.has_aux)
 
     def backward(params: PyTree, frozen: PyTree, rows: PyTree) -> Backward:
@@ -130,26 +134,18 @@ def _make_backward(task: ScoringTask) -> Callable[[PyTree, PyTree, PyTree], Back
             # weight 0 the dropped ones cost their part of this product, and nothing but the sum is sent.
             return grads.weighted_sum(jnp.zeros(grads.n).at[indices].add(shares))
 
-        return _spread(
-            task,
-            Backward(
-                losses,
-                aux,
-                grads if leaves is None else grads.only(leaves),
-                update,
-                floating,
-                lambda direction: with_floating(params, direction),
-                lambda shares: grads.weighted_sum(with_floating(params, shares)),
-            ),
+        scored = grads if leaves is None else grads.only(leaves)
+        return Backward(
+            losses,
+            aux,
+            scored.over(task.spread),
+            update,
+            floating,
+            lambda direction: with_floating(params, direction),
+            lambda shares: grads.weighted_sum(with_floating(params, shares)),
         )
 
     return backward
-
-
-def _spread(task: ScoringTask, rows: Backward) -> Backward:
-    """The same with its gradients where their rows are."""
-    even = rows.grads.n % parts_of(task.spread) == 0
-    return rows._replace(grads=rows.grads.over(task.spread)) if even else rows
 
 
 def _without_validation(task: ScoringTask, backward: Callable[..., Backward]) -> Scorer:

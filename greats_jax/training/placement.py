@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +44,7 @@ class Placement:
     @property
     def row_parts(self) -> int:
         """Into how many parts the rows of a batch are cut."""
-        return math.prod(self.mesh.shape[axis] for axis in self.row_axes)
+        return Spread(self.mesh, self.row_axes).parts
 
     @property
     def spread(self) -> Spread | None:

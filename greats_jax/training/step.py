@@ -170,7 +170,7 @@ def make_selective_step(
 
     if placement is None:
         return jax.jit(step, donate_argnums=0)
-    # Rows come as they are: a batch that cannot be cut evenly is on every device.
+    # Rows come as they are, cut or whole; `rows` spreads them.
     given = (placement.state, placement.frozen, None, None)
     return jax.jit(step, donate_argnums=0, in_shardings=given, out_shardings=(placement.state, placement.everywhere))
 

@@ -18,7 +18,6 @@ from greats_jax.training.rows import (
     even_rows,
     merge_rows,
     no_validation,
-    parts_of,
     row_count,
     spread_rows,
     valid_rows,
@@ -87,7 +86,7 @@ def _in_parts(
 
     def contract(grads: PerExampleGrads, layer: Array | None, *directions: PyTree) -> Sums:
         named = dict(zip(targets, directions, strict=True))
-        grads = _spread(task, grads)
+        grads = grads.over(task.spread)
         return own_sums(grads, task.needs, task.scoring.projection, key, layer, task.groups, **named)
 
     like = tuple(targets.values())
@@ -113,11 +112,6 @@ def _join(parts: Array) -> Array:
     return parts.reshape(-1, *parts.shape[2:])
 
 
-def _spread(task: ScoringTask, grads: PerExampleGrads) -> PerExampleGrads:
-    """The gradients where their rows are."""
-    return grads.over(task.spread) if grads.n % parts_of(task.spread) == 0 else grads
-
-
 def _merged(task: ScoringTask) -> Scorer:
     def score(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> Scored:
         validation, original = even_rows(validation, task.spread)
@@ -140,7 +134,7 @@ def _merged_contract(task: ScoringTask, layout: RowLayout, key: Array) -> Contra
     projection = task.scoring.projection
 
     def contract(grads: PerExampleGrads, layer: Array | None) -> Sums:
-        grads = _spread(task, grads)
+        grads = grads.over(task.spread)
         ours, theirs = grads.split(layout.n, layout.parts)
         broken = {"broken": (~theirs.finite()).astype(jnp.int32)}
         if projection is not None and projection.alignment == "projected":
