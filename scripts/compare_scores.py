@@ -18,7 +18,7 @@ import optax
 from greats_jax.analysis import spearman
 from greats_jax.data import CandidateSampler, collate
 from greats_jax.errors import GreatsError
-from greats_jax.models import combine, cut_layers, load_tokenizer, partition
+from greats_jax.models import combine, cut_layers, partition
 from greats_jax.training import (
     Projection,
     Scoring,
@@ -32,7 +32,7 @@ from greats_jax.training import (
 )
 from greats_jax.training.draws import validation_rows
 from greats_jax.training.resolving import resolve
-from greats_jax.training.setup import load_data, load_initial
+from greats_jax.training.setup import load_data, load_initial, tokenizer_of
 
 
 def ways(layers: int) -> dict[str, tuple[int | None, Scoring]]:
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     try:
         config = resolve(load_config(args.config, args.overrides))
-        data = load_data(config, load_tokenizer(config.model.source))
+        data = load_data(config, tokenizer_of(config.model))
         model = load_initial(config)
     except GreatsError as error:
         sys.exit(f"error: {error}")

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from greats_jax.analysis.score_table import score_columns, write_table
 from greats_jax.data import Example, bucket_lengths, collate
 from greats_jax.errors import ArgumentError, ConfigError, ModelError, RunError
-from greats_jax.models import Decoder, combine, from_pretrained, load_adapter, load_tokenizer, partition
+from greats_jax.models import Decoder, combine, from_pretrained, load_adapter, partition
 from greats_jax.selection import Rule, get
 from greats_jax.training.config import ScoringConfig, TrainConfig, ValidationConfig
 from greats_jax.training.example_facts import load_facts
@@ -29,7 +29,7 @@ from greats_jax.training.run_folder import CONFIG
 from greats_jax.training.scoring import STEERED
 from greats_jax.training.scoring_pool import CandidateScores, make_scorer
 from greats_jax.training.selecting import Model, prepare_selecting
-from greats_jax.training.setup import check_lengths, load_base, load_data, load_initial, load_trained
+from greats_jax.training.setup import check_tokens, load_base, load_data, load_initial, load_trained, tokenizer_of
 from greats_jax.training.state import TrainState, floating, with_floating
 
 Array = jax.Array
@@ -57,18 +57,18 @@ def model_of_config(config: TrainConfig, checkpoint: str | None = None) -> Score
         ModelError: The weights cannot be found or read.
     """
     if checkpoint is None:
-        return ScoredModel(config, load_initial(config), load_tokenizer(config.model.source))
+        return ScoredModel(config, load_initial(config), tokenizer_of(config.model))
     folder = Path(checkpoint)
     if (folder / CONFIG).is_file():
         folder = RunResult.load(folder).weights
     if not folder.is_dir():
         raise ModelError(f"{checkpoint}: there is no such folder; give one with an adapter or a model in it")
     if (folder / "adapter_config.json").is_file():
-        model, tokenizer = load_base(config.model)
+        model, tokenizer = load_base(config.model, config.seed)
         return ScoredModel(config, load_adapter(model, folder), tokenizer)
     settings = config.model
     model = from_pretrained(folder, settings.dtype, settings.compute_dtype, settings.remat)
-    return ScoredModel(replace(config, lora=None), model, load_tokenizer(settings.source))
+    return ScoredModel(replace(config, lora=None), model, tokenizer_of(settings))
 
 
 def model_of_run(folder: str) -> ScoredModel:
@@ -117,7 +117,7 @@ def score_pool(
     config = _scoring_with(scored.config, method)
     data = load_data(config, scored.tokenizer)
     pool = data.pool
-    check_lengths(data, scored.model.config.max_length)
+    check_tokens(data, scored.model.config.max_length, scored.model.config.vocab_size)
     model = Model(scored.model.config, *partition(scored.model))
     schedule = optax.constant_schedule(config.optimizer.learning_rate)
     facts = load_facts(config, data, scored.tokenizer)

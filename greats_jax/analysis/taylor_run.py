@@ -19,14 +19,14 @@ from greats_jax.analysis.taylor import curvatures, hessian_times, inner, loss_al
 from greats_jax.data import CandidateSampler, collate
 from greats_jax.errors import ConfigError, RunError
 from greats_jax.ghost import PerExampleGrads, value_and_per_example_grads
-from greats_jax.models import combine, load_tokenizer, partition
+from greats_jax.models import combine, partition
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.draws import validation_rows
 from greats_jax.training.losses import LanguageExample, has_labels, label_count, language_model_loss, language_rows
 from greats_jax.training.optimizers import build_optimizer, build_schedule
 from greats_jax.training.preconditioning import precondition
 from greats_jax.training.resolving import kept, resolve, total_steps
-from greats_jax.training.setup import check_lengths, load_data, load_initial
+from greats_jax.training.setup import check_tokens, load_data, load_initial, tokenizer_of
 from greats_jax.training.state import TrainState, floating, with_floating
 from greats_jax.training.step import make_selective_step
 
@@ -165,13 +165,13 @@ def run_taylor(
     keep = kept(replace(config, method="random_k"))  # a rule that keeps less than all, whichever is configured
     per_batch, batches = _spread(plan, config.batch, keep)
     rate = config.optimizer.learning_rate if plan.learning_rate is None else plan.learning_rate
-    data = load_data(config, load_tokenizer(config.model.source))
+    data = load_data(config, tokenizer_of(config.model))
     steps = total_steps(config, len(data.pool))
     if plan.after > steps:
         raise ConfigError(f"--after is {plan.after}, but the run has {steps} updates; give fewer, or raise steps")
     sampler = CandidateSampler(data.pool, config.batch, config.seed, buckets=1)
     model = load_initial(config)
-    check_lengths(data, model.config.max_length)
+    check_tokens(data, model.config.max_length, model.config.vocab_size)
     graphdef, params, frozen = partition(model)
     has_dropout = config.lora is not None and config.lora.dropout > 0
     loss_fn = language_model_loss(graphdef, combine, dropout=has_dropout)

@@ -7,7 +7,7 @@ from greats_jax.errors import RunError
 from greats_jax.training.chosen import chosen_records
 from greats_jax.training.jsonl import JsonLines
 from greats_jax.training.result import RunResult
-from greats_jax.training.setup import load_data, load_trained
+from greats_jax.training.setup import load_data, load_trained, tokenizer_of
 from greats_jax.training.step import TARGET_ONLY
 
 
@@ -45,11 +45,9 @@ def _export_merged(run: RunResult, target: Path) -> None:
 
 
 def _export_chosen(run: RunResult, target: Path) -> None:
-    from greats_jax.models import load_tokenizer
-
     if run.config.method == TARGET_ONLY:
         raise RunError(f"{run.folder}: this run learned from the validation examples and chose none of the pool")
-    records = chosen_records(run.selections, load_data(run.config, load_tokenizer(run.config.model.source)).pool)
+    records = chosen_records(run.selections, load_data(run.config, tokenizer_of(run.config.model)).pool)
     target.parent.mkdir(parents=True, exist_ok=True)
     lines = JsonLines(target)
     for record in records:

@@ -22,7 +22,7 @@ def generate(arguments: argparse.Namespace) -> int:
     """Answer one prompt on standard output, or each prompt of a file as a JSON line."""
     run = RunResult.load(arguments.folder)
     prompts = [arguments.prompt] if arguments.file is None else read_prompts(Path(arguments.file))
-    model, tokenizer = load_base(run.config.model) if arguments.base else load_trained(run)
+    model, tokenizer = load_base(run.config.model, run.config.seed) if arguments.base else load_trained(run)
     rows = encode_prompts(prompts, tokenizer, run.config, raw=arguments.raw)
     room = model.config.max_length - max(len(row) for row in rows)
     max_tokens = arguments.max_tokens or max(1, min(_LONGEST, room))

@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data.config import BadRecordPolicy, DataConfig
 from greats_jax.data.examples import Example
-from greats_jax.data.formats import BadRecord
+from greats_jax.data.formats import BadRecord, PlainText
 from greats_jax.data.pool import Pool
 from greats_jax.data.randomness import permutation
 from greats_jax.data.records import LoadedRecord, load_records
 from greats_jax.data.rendering import Rendered, Renderer
-from greats_jax.data.tokens import Encoder
+from greats_jax.data.tokens import Encoded, Encoder
 from greats_jax.errors import DataError
 
 
@@ -78,7 +78,7 @@ class TokenizedRecords:
 
     Attributes:
         examples: The examples.
-        records: The record of each.
+        records: The record of each; of a text that was split, one for each piece.
         counts: Per source: kept, truncated, no_labels, cut_away, bad.
         first_fault: Place and reason of the first record skipped.
     """
@@ -120,21 +120,37 @@ def tokenize_records(
             check_policy(message, config.on_bad_record)
             count["bad"] += 1
             first_fault = first_fault or message
+    split = [config.long_text == "split" and isinstance(item.record, PlainText) for item in usable]
+    encoded = _encode(rendered, split, Encoder(tokenizer, config.max_length))
     examples: list[Example] = []
     kept: list[LoadedRecord] = []
-    for item, text, tokens in zip(
-        usable, rendered, Encoder(tokenizer, config.max_length).encode(rendered), strict=True
-    ):
+    for item, text, pieces in zip(usable, rendered, encoded, strict=True):
         count = counts[item.source]
-        if not tokens.label_mask.any():
+        labelled = [piece for piece in pieces if piece.label_mask.any()]
+        if not labelled:
             # Words of the assistant that lie beyond max_length are another matter than no words at all.
-            count["cut_away" if text.spans and tokens.truncated else "no_labels"] += 1
+            count["cut_away" if text.spans and pieces[0].truncated else "no_labels"] += 1
             continue
         count["kept"] += 1
-        count["truncated"] += int(tokens.truncated)
-        examples.append(Example(_name(item), item.source, tokens.input_ids, tokens.label_mask))
-        kept.append(item)
+        count["truncated"] += int(pieces[0].truncated)
+        for number, piece in enumerate(labelled, start=1):
+            name = _name(item) if number == 1 else f"{_name(item)}#{number}"
+            examples.append(Example(name, item.source, piece.input_ids, piece.label_mask))
+        kept += [item] if len(labelled) == 1 else [_part(item, piece, tokenizer) for piece in labelled]
     return TokenizedRecords(examples, kept, counts, first_fault)
+
+
+def _encode(rendered: list[Rendered], split: list[bool], encoder: Encoder) -> list[list[Encoded]]:
+    """The pieces of every text: one, except of those that are to be split."""
+    whole = iter(encoder.encode([text for text, cut in zip(rendered, split, strict=True) if not cut]))
+    pieces = iter(encoder.split([text for text, cut in zip(rendered, split, strict=True) if cut]))
+    return [next(pieces) if cut else [next(whole)] for cut in split]
+
+
+def _part(item: LoadedRecord, piece: Encoded, tokenizer: PreTrainedTokenizerBase) -> LoadedRecord:
+    """A record that says what one piece of a text says."""
+    text = str(tokenizer.decode(piece.input_ids, skip_special_tokens=True))
+    return item._replace(record=PlainText(text), original={**item.original, "text": text})
 
 
 def check_policy(message: str, on_bad_record: BadRecordPolicy) -> None:

@@ -8,6 +8,7 @@ from greats_jax.errors import DataError
 
 RecordFormat = Literal["auto", "messages", "alpaca", "prompt_completion", "text"]
 Template = Literal["auto", "chat", "tulu"]
+LongText = Literal["split", "truncate"]
 BadRecordPolicy = Literal["stop", "skip"]
 
 MAX_BUCKETS = 4
@@ -19,8 +20,8 @@ class SourceConfig:
     """One place that training records come from.
 
     Attributes:
-        path: A file (.jsonl, .json, .csv, .tsv or .parquet, each also .gz), a folder of such files, a pattern such as
-            `data/*.jsonl.gz`, or a Hugging Face data set as `owner/name` or `owner/name:configuration`.
+        path: A file (.jsonl, .json, .csv, .tsv, .parquet or .txt, each also .gz), a folder of such files, a pattern such
+            as `data/*.jsonl.gz`, or a Hugging Face data set as `owner/name` or `owner/name:configuration`.
         name: Name of the source in reports. Unset, each file is reported under its own name.
         weight: Share of the candidates to draw from this source, relative to the other weights. Unset (then for every
             source), sources are mixed in proportion to their sizes, so an epoch sees each example once.
@@ -57,6 +58,8 @@ class DataConfig:
         template: How a conversation becomes text: `chat` is the tokenizer's chat template, `tulu` the template of LESS
             and Tulu, `auto` the former where the tokenizer has one.
         max_length: Longest example, in tokens; longer ones lose their end.
+        long_text: Whether plain text longer than that is cut into several examples (split) or loses its end as well
+            (truncate). A .txt file is one text.
         buckets: Number of lengths that batches are padded to, 1 to 4; the training step is compiled once for each.
         percentage: Share of each source to use, in percent, drawn with `seed`. More than 0, at most 100.
         group_by_length: Draw candidates of similar length together. Less padding, but examples then compete only with
@@ -69,6 +72,7 @@ class DataConfig:
     sources: tuple[SourceConfig, ...] = ()
     template: Template = "auto"
     max_length: int = 512
+    long_text: LongText = "split"
     buckets: int = 4
     percentage: float = 100.0
     group_by_length: bool = False
@@ -83,6 +87,7 @@ class DataConfig:
                 "single examples: set data.packing to false (data.group_by_length also reduces padding)"
             )
         check_choice("data.template", self.template, Template)
+        check_choice("data.long_text", self.long_text, LongText)
         check_choice("data.on_bad_record", self.on_bad_record, BadRecordPolicy)
         if self.max_length < 2:
             raise DataError(f"data.max_length is {self.max_length}, but an example needs at least 2 tokens")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from greats_jax.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 csv.field_size_limit(2**31 - 1)  # the standard library's 128 KiB is less than one long document
 
@@ -48,6 +48,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
     Yields:
         Its rows in order, faulty ones included. Lines count from 1; in Parquet and JSON arrays it is the row's number.
+        A .txt file is one row with one field, `text`.
 
     Raises:
         DataError: The file is missing, empty, of no known format, damaged, or not text in UTF-8.
@@ -61,6 +62,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         ".csv": _read_csv,
         ".tsv": _read_tsv,
         ".parquet": _read_parquet,
+        ".txt": _read_document,
     }
     return readers[kind](path)
 
@@ -181,3 +183,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     except Exception as error:  # pyarrow's own, and whatever Python makes of a damaged text, name or date
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(f"{path}: damaged Parquet file ({reason}): fetch it again") from None
+
+
+def _read_document(path: Path) -> Iterator[Row]:
+    yield Row(1, {"text": _read_text(path)})

@@ -116,7 +116,8 @@ def find_files(path: str) -> list[Path] | None:
     """Finds the data files that a path means.
 
     Args:
-        path: A file, a folder (searched with its subfolders), a pattern, or a Hugging Face data set.
+        path: A file, a folder (searched with its subfolders; for .txt only where it holds nothing else), a pattern, or
+            a Hugging Face data set.
 
     Returns:
         The files in alphabetical order, or None where the path is not a local one but may be a data set's id.
@@ -127,7 +128,9 @@ def find_files(path: str) -> list[Path] | None:
     # Looking up the home of a user with control characters in the name would raise.
     here = Path(os.path.expanduser(path) if path.isprintable() else path)
     if os.path.isdir(here):  # unlike Path's, these say no to a name that no file can have
-        files = sorted(file for file in here.rglob("*") if file.is_file() and kind_of(file))
+        every = sorted(file for file in here.rglob("*") if file.is_file() and kind_of(file))
+        # Beside other data a text file is a licence or a note.
+        files = [file for file in every if kind_of(file) != ".txt"] or every
         if not files:
             raise DataError(f"{path}: the folder holds no data file ({', '.join(SUFFIXES)}, each also with .gz)")
         return files

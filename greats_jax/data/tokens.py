@@ -6,7 +6,7 @@ there and its pieces are tokenized one after the other: what a model that is pro
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,14 +66,40 @@ class Encoder:
             Their tokens, at most `max_length` each. Cost: one pass of the tokenizer over the texts; about a million
             tokens per second and core.
         """
-        encoded: list[Encoded] = []
+        length = self.max_length
+        return [
+            Encoded(ids[:length], mask[:length], truncated=len(ids) > length) for ids, mask in self._whole(examples)
+        ]
+
+    def split(self, examples: Sequence[Rendered]) -> list[list[Encoded]]:
+        """Tokenizes examples and cuts each into as many pieces of at most `max_length` tokens as it takes.
+
+        Args:
+            examples: Rendered examples.
+
+        Returns:
+            The pieces of each, in order; the first token of a piece is never a label. Cost: as of `encode`.
+        """
+        return [
+            [self._piece(ids, mask, start) for start in range(0, max(len(ids), 1), self.max_length)]
+            for ids, mask in self._whole(examples)
+        ]
+
+    def _piece(self, ids: np.ndarray, mask: np.ndarray, start: int) -> Encoded:
+        end = start + self.max_length
+        labels = mask[start:end].copy()
+        labels[:1] = False
+        return Encoded(ids[start:end], labels, truncated=False)
+
+    def _whole(self, examples: Sequence[Rendered]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Tokens and labels of whole examples, however long."""
         for first in range(0, len(examples), _CHUNK):
             chunk = examples[first : first + _CHUNK]
             encodings = self._backend.encode_batch([example.text for example in chunk], add_special_tokens=False)
-            encoded += [self._finish(example, encoding) for example, encoding in zip(chunk, encodings, strict=True)]
-        return encoded
+            for example, encoding in zip(chunk, encodings, strict=True):
+                yield self._finish(example, encoding)
 
-    def _finish(self, example: Rendered, encoding: Encoding) -> Encoded:
+    def _finish(self, example: Rendered, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
         cuts = [edge for span in example.spans for edge in span]
         ids, edges = encoding.ids, [_token_at(encoding, cut) for cut in cuts]
         if None in edges:
@@ -85,9 +111,7 @@ class Encoder:
         input_ids = np.asarray(bos + ids, np.int32)
         label_mask = np.concatenate([np.zeros(len(bos), bool), mask])
         label_mask[:1] = False
-        return Encoded(
-            input_ids[: self.max_length], label_mask[: self.max_length], truncated=len(input_ids) > self.max_length
-        )
+        return input_ids, label_mask
 
     def _encode_pieces(self, text: str, cuts: list[int]) -> tuple[list[int], list[int | None]]:
         """Tokenizes a text piece by piece; returns its tokens and the token at which each cut lies."""

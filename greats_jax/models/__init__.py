@@ -3,7 +3,7 @@
 from greats_jax.models.adapters import load_adapter, save_adapter
 from greats_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
 from greats_jax.models.decoder import Decoder
-from greats_jax.models.loading import from_pretrained, read_shape, save_pretrained
+from greats_jax.models.loading import from_pretrained, from_shape, read_shape, save_pretrained
 from greats_jax.models.lora import add_lora, merge_lora
 from greats_jax.models.partition import combine, cut_layers, has_adapters, partition
 from greats_jax.models.sentence_encoder import SentenceEncoder, load_sentence_encoder
@@ -19,6 +19,7 @@ __all__ = [
     "combine",
     "cut_layers",
     "from_pretrained",
+    "from_shape",
     "has_adapters",
     "load_adapter",
     "load_sentence_encoder",

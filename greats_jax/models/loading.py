@@ -79,6 +79,37 @@ def read_shape(
     return dataclasses.replace(config, dtype=dtype, compute_dtype=compute_dtype or dtype, remat=remat)
 
 
+def from_shape(
+    source: str | Path,
+    key: jax.Array,
+    dtype: str = "float32",
+    compute_dtype: str | None = None,
+    remat: str = "none",
+    shardings: Shardings | None = None,
+) -> Decoder:
+    """A decoder with random weights, of the shape that a model has: training from scratch.
+
+    Args:
+      source: as for `from_pretrained`; of a directory only config.json is read.
+      key: PRNG key of the weights, which do not depend on where they go.
+      dtype: as for `from_pretrained`, like the other arguments.
+      compute_dtype: as there.
+      remat: as there.
+      shardings: as there; every device draws its own part.
+
+    Raises:
+      ModelError: as `from_pretrained`.
+    """
+    config = read_shape(source, dtype, compute_dtype, remat)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, key)))
+    places = None if shardings is None else shardings(nnx.to_pure_dict(state))
+
+    def draw(key: jax.Array) -> dict:
+        return nnx.to_pure_dict(nnx.state(Decoder(config, key)))
+
+    return nnx.merge(graphdef, jax.jit(draw, out_shardings=places)(key))
+
+
 def save_pretrained(model: Decoder, folder: str | Path) -> None:
     """Writes a Hugging Face directory (config.json, safetensors) that transformers loads.
 

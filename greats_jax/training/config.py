@@ -14,7 +14,7 @@ from greats_jax.tasks import TaskConfig
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The pretrained model that is fine-tuned. A plain text in its place names the source.
+    """The model that is trained. A plain text in its place names the source.
 
     Attributes:
         source: A folder written by Hugging Face transformers, a model id of the Hugging Face hub, a .gguf file, or
@@ -23,6 +23,9 @@ class ModelConfig:
         compute_dtype: Type the layers compute in; null means the same as dtype.
         remat: What the backward pass recomputes instead of keeping: nothing, every layer, or all but matrix products.
         quantize: Keep the linear maps of the frozen model in 8 or 4 bits (QLoRA; needs lora and the extra quantize).
+        weights: pretrained reads them from source; random draws new ones from the run's seed, in the shape that the
+            config.json of source describes, to train from scratch (with lora=null).
+        tokenizer: Where the tokenizer is read from, written like source; null for source itself.
     """
 
     source: str
@@ -30,6 +33,8 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     remat: Literal["none", "full", "dots"] = "none"
     quantize: Literal["int8", "int4", "nf4"] | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from greats_jax.data import CandidateSampler
 from greats_jax.errors import ConfigError
-from greats_jax.models import load_tokenizer, partition
+from greats_jax.models import partition
 from greats_jax.selection import get, in_groups
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.events import Started
@@ -22,7 +22,7 @@ from greats_jax.training.placement import Placement
 from greats_jax.training.resolving import check_rows, groups_of, needed, total_steps
 from greats_jax.training.scoring import keeps_direction
 from greats_jax.training.selecting import Model, Selecting, prepare_selecting
-from greats_jax.training.setup import TaskData, check_lengths, load_data, load_initial
+from greats_jax.training.setup import TaskData, check_tokens, load_data, load_initial, tokenizer_of
 from greats_jax.training.state import TrainState
 from greats_jax.training.step import TARGET_ONLY
 
@@ -73,12 +73,12 @@ def prepare(config: TrainConfig) -> Prepared:
     """
     mesh = make_mesh(config.mesh)
     check_rows(config, row_parts(mesh))
-    tokenizer = load_tokenizer(config.model.source)
+    tokenizer = tokenizer_of(config.model)
     # Data first: a mistake there should not cost the time to load a large model.
     data = load_data(config, tokenizer)
     CandidateSampler(data.pool, config.batch, config.seed)  # refuses a pool that cannot fill a batch
     model = load_initial(config, mesh)
-    check_lengths(data, model.config.max_length)
+    check_tokens(data, model.config.max_length, model.config.vocab_size)
     upper = config.scoring.upper_layers
     if upper is not None and upper >= model.config.layers:
         raise ConfigError(

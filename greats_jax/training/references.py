@@ -69,7 +69,8 @@ def load_reference(
             f"reference.model {reference.model} has another tokenizer than model.source {config.model.source}: losses "
             "over other tokens cannot be compared; choose a model of the same family"
         )
-    model = load_placed(dataclasses.replace(config.model, remat="none", quantize=None), reference.model, mesh)
+    whole = dataclasses.replace(config.model, remat="none", quantize=None, weights="pretrained")
+    model = load_placed(whole, reference.model, mesh)
     graphdef, weights, rest = partition(model)
     second = language_model_loss(graphdef, combine)
 

@@ -38,6 +38,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
         )
     if config.model.quantize is not None and config.lora is None:
         raise ConfigError(f"model.quantize is {config.model.quantize}, which only a frozen model can be: set lora")
+    if config.model.weights == "random" and config.lora is not None:
+        raise ConfigError(
+            "model.weights is random, but adapters only change a model that has learnt something: set lora=null"
+        )
     _check_scoring(config)
     _check_rule(config, needs)
     if not 0 <= config.seed < 2**32:

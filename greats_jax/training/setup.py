@@ -1,5 +1,6 @@
 """From a resolved configuration to what a run works on: tokenizer, model, pool and target task."""
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data import Example, Pool, build_pool
 from greats_jax.errors import DataError, TaskError
-from greats_jax.models import Decoder, add_lora, from_pretrained, load_adapter, load_tokenizer
+from greats_jax.models import Decoder, add_lora, from_pretrained, from_shape, load_adapter, load_tokenizer
 from greats_jax.models.loading import Shardings, read_shape
 from greats_jax.tasks import load_task
 from greats_jax.training.config import ModelConfig, TrainConfig
@@ -70,42 +71,63 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TaskDa
     )
 
 
-def load_base(config: ModelConfig) -> tuple[Decoder, PreTrainedTokenizerBase]:
-    """The pretrained model and its tokenizer.
+def load_base(config: ModelConfig, seed: int = 0) -> tuple[Decoder, PreTrainedTokenizerBase]:
+    """The model as it is before training, without adapters, and its tokenizer.
+
+    Args:
+        config: The model.
+        seed: Of weights that are not read but drawn.
 
     Raises:
         ModelError: The model cannot be found or read.
     """
-    return _pretrained(config, config.source), load_tokenizer(config.source)
+    return _first(config, seed), tokenizer_of(config)
 
 
-def load_initial(config: TrainConfig, mesh: Mesh | None = None) -> Decoder:
-    """The model as a run starts from it, with fresh adapters if it has any; on one device if no mesh is given."""
-    model = load_placed(config.model, config.model.source, mesh)
-    return model if config.lora is None else add_lora(model, config.lora, jax.random.key(config.seed))
-
-
-def load_placed(config: ModelConfig, source: str | Path, mesh: Mesh | None) -> Decoder:
-    """A pretrained model whose weights are read straight into their shards, if there is a mesh.
+def tokenizer_of(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
 
     Raises:
         ModelError: It cannot be found or read.
     """
+    return load_tokenizer(config.tokenizer or config.source)
+
+
+def load_initial(config: TrainConfig, mesh: Mesh | None = None) -> Decoder:
+    """The model as a run starts from it, with fresh adapters if it has any; on one device if no mesh is given."""
+    model = load_placed(config.model, config.model.source, mesh, config.seed)
+    return model if config.lora is None else add_lora(model, config.lora, jax.random.key(config.seed))
+
+
+def load_placed(config: ModelConfig, source: str | Path, mesh: Mesh | None, seed: int = 0) -> Decoder:
+    """A model whose weights are read, or drawn, straight into their shards, if there is a mesh.
+
+    Raises:
+        ModelError: It cannot be found or read.
+    """
+    config = dataclasses.replace(config, source=str(source))
     if mesh is None:
-        return _pretrained(config, source)
+        return _first(config, seed)
     shape = read_shape(source, config.dtype, config.compute_dtype, config.remat)
-    model = _pretrained(config, source, functools.partial(decoder_shardings, mesh, shape))
+    model = _first(config, seed, functools.partial(decoder_shardings, mesh, shape))
     model.mesh = mesh
     return model
 
 
-def check_lengths(data: TaskData, longest: int) -> None:
-    """Make sure that the model has a position for every token.
+def check_tokens(data: TaskData, longest: int, vocabulary: int) -> None:
+    """Make sure that the model has a position and an embedding for every token.
 
     Raises:
-        DataError: An example is longer than the model's context.
+        DataError: An example is longer than the model's context, or the tokenizer is not one for this model.
     """
-    found = max(len(e.input_ids) for e in (*data.pool.examples, *data.validation, *data.test))
+    rows = [e.input_ids for e in (*data.pool.examples, *data.validation, *data.test)]
+    highest = max(int(row.max(initial=0)) for row in rows)
+    if highest >= vocabulary:
+        raise DataError(
+            f"the tokenizer gives token {highest}, but the model knows tokens 0 to {vocabulary - 1}: "
+            "set model.tokenizer to one that was made for it"
+        )
+    found = max(len(row) for row in rows)
     if found > longest:
         raise DataError(
             f"the longest example has {found} tokens, but the model has {longest} positions: "
@@ -122,8 +144,16 @@ def load_trained(run: RunResult) -> tuple[Decoder, PreTrainedTokenizerBase]:
     config = run.config.model
     if run.config.lora is None:
         return _pretrained(config, run.weights), load_tokenizer(run.weights)
-    model, tokenizer = load_base(config)
+    model, tokenizer = load_base(config, run.config.seed)
     return load_adapter(model, run.weights), tokenizer
+
+
+def _first(config: ModelConfig, seed: int, shardings: Shardings | None = None) -> Decoder:
+    """The weights that a run begins with: read, or drawn from its seed."""
+    if config.weights == "pretrained":
+        return _pretrained(config, config.source, shardings)
+    key = jax.random.key(seed)
+    return from_shape(config.source, key, config.dtype, config.compute_dtype, config.remat, shardings)
 
 
 def _pretrained(config: ModelConfig, source: str | Path, shardings: Shardings | None = None) -> Decoder:

@@ -191,3 +191,32 @@ def test_settings_that_cannot_work(options, message):
 def test_sources_that_cannot_work(options, message):
     with pytest.raises(DataError, match=message):
         SourceConfig(**options)
+
+
+def test_a_long_text_becomes_pieces_that_lose_nothing(tmp_path, tokenizer):
+    text = "the cat sat on the mat . " * 9
+    (tmp_path / "book.txt").write_text(text)
+    pool = build_pool(DataConfig(sources=(SourceConfig(str(tmp_path / "book.txt")),), max_length=16), tokenizer)
+    whole = build_pool(DataConfig(sources=(SourceConfig(str(tmp_path / "book.txt")),), max_length=4096), tokenizer)
+    assert len(whole) == 1
+    assert np.concatenate([example.input_ids for example in pool.examples]).tolist() == whole[0].input_ids.tolist()
+    assert [len(example.input_ids) for example in pool.examples[:-1]] == [16] * (len(pool) - 1)
+    assert all(not example.label_mask[0] and example.label_mask[1:].all() for example in pool.examples)
+    assert [example.id for example in pool.examples[:2]] == ["book-1", "book-1#2"]
+    assert "".join(pool.records(index)["text"] for index in range(len(pool))).split() == text.split()
+    assert pool.counts == {"book": {"read": 1, "kept": 1, "truncated": 0}}
+
+
+def test_a_long_text_can_lose_its_end_instead(write, tokenizer):
+    source = write("texts.jsonl", {"text": "the cat sat " * 30})
+    pool = build_pool(DataConfig(sources=(source,), max_length=16, long_text="truncate"), tokenizer)
+    assert [len(example.input_ids) for example in pool.examples] == [16]
+    assert pool.counts["texts"]["truncated"] == 1
+
+
+def test_a_folder_of_data_may_hold_a_licence(write, tmp_path, tokenizer):
+    write("records.jsonl", chat())
+    (tmp_path / "LICENSE.txt").write_text("do as you like")
+    assert build_pool(DataConfig(sources=(SourceConfig(str(tmp_path)),)), tokenizer).sources == ("records",)
+    (tmp_path / "records.jsonl").unlink()
+    assert build_pool(DataConfig(sources=(SourceConfig(str(tmp_path)),)), tokenizer).sources == ("LICENSE",)

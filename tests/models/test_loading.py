@@ -11,7 +11,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from greats_jax.errors import ModelError
-from greats_jax.models import LoraConfig, add_lora, from_pretrained, merge_lora, partition, save_pretrained
+from greats_jax.models import (
+    LoraConfig,
+    add_lora,
+    from_pretrained,
+    from_shape,
+    merge_lora,
+    partition,
+    save_pretrained,
+)
 from greats_jax.models.checkpoint import INDEX, WEIGHTS, Tensors, write_tensors
 from greats_jax.models.sources import locate
 
@@ -254,3 +262,23 @@ def test_only_data_is_asked_of_the_hub(monkeypatch, saved):
     assert from_pretrained("owner/model").config.family == "llama"
     assert asked["repo"] == "owner/model"
     assert not [pattern for pattern in asked["allow"] if pattern.endswith((".py", ".bin", ".pt", "*"))]
+
+
+def test_random_weights_have_the_shape_of_a_configuration_and_follow_from_the_key(saved):
+    (saved / WEIGHTS).unlink()
+    model, again, other = (from_shape(saved, jax.random.key(seed)) for seed in (0, 0, 1))
+    same(model, again)
+    table = np.asarray(model.embed[...])
+    assert 0.01 < table.std() < 0.03
+    assert not np.array_equal(table, np.asarray(other.embed[...]))
+
+
+def test_random_weights_do_not_depend_on_where_they_go(saved):
+    mesh = jax.make_mesh((2,), ("fsdp",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def shardings(shapes):
+        return jax.tree.map(lambda x: rows if x.shape[0] % 2 == 0 else whole, shapes)
+
+    same(from_shape(saved, jax.random.key(3)), from_shape(saved, jax.random.key(3), shardings=shardings))

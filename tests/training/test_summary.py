@@ -7,7 +7,7 @@ from greats_jax.cli.console import closing_table
 from greats_jax.data import Example
 from greats_jax.errors import DataError
 from greats_jax.training.plots import plot_run
-from greats_jax.training.setup import TaskData, check_lengths
+from greats_jax.training.setup import TaskData, check_tokens
 from greats_jax.training.summary import source_shares, summarize
 
 
@@ -97,6 +97,16 @@ def test_an_example_longer_than_the_model_is_refused():
     pool = SimpleNamespace(examples=(example,))
     none = np.zeros(0, np.int32)
     data = TaskData(pool, (example,), (), ("task",), np.zeros(1, np.int32), none)  # pyright: ignore[reportArgumentType]
-    check_lengths(data, 9)
+    check_tokens(data, 9, 1)
     with pytest.raises(DataError, match=r"data\.max_length=8"):
-        check_lengths(data, 8)
+        check_tokens(data, 8, 1)
+
+
+def test_a_token_that_the_model_does_not_know_is_refused():
+    example = Example("a", "s", np.full(3, 512, np.int32), np.ones(3, bool))
+    pool = SimpleNamespace(examples=(example,))
+    none = np.zeros(0, np.int32)
+    data = TaskData(pool, (example,), (), ("task",), np.zeros(1, np.int32), none)  # pyright: ignore[reportArgumentType]
+    check_tokens(data, 9, 513)
+    with pytest.raises(DataError, match=r"token 512.*0 to 511.*model\.tokenizer"):
+        check_tokens(data, 9, 512)

@@ -11,12 +11,12 @@ import yaml
 from tiny import FinishedRun, Recording
 
 from greats_jax.errors import ConfigError, DataError, RunError
-from greats_jax.models import from_pretrained
+from greats_jax.models import from_pretrained, load_tokenizer
 from greats_jax.training import trainer
 from greats_jax.training.config_loading import load_config
 from greats_jax.training.events import Evaluated, Event, Noticed, Selected, Started, Stepped
 from greats_jax.training.result import RunResult
-from greats_jax.training.setup import load_trained
+from greats_jax.training.setup import load_base, load_trained
 from greats_jax.training.trainer import Trainer
 
 IDS = jnp.array([[6, 7, 8, 9]])
@@ -71,7 +71,6 @@ def test_metrics_of_a_run(finished_run: FinishedRun):
 def test_the_perplexity_before_training_is_that_of_the_model_as_loaded(finished_run: FinishedRun, tiny_data):
     """By hand: mean over examples of the mean over label tokens, from logits of one unpadded example at a time."""
     from greats_jax.data import DataConfig, SourceConfig, build_pool
-    from greats_jax.models import load_tokenizer
 
     source = finished_run.result.config.model.source
     data = DataConfig(sources=(SourceConfig(str(tiny_data / "validation.jsonl")),), max_length=32)
@@ -262,3 +261,29 @@ def test_stories260k_on_real_instructions(shared, tmp_path):
     assert result.summary["steps"] == 3
     assert np.isfinite(result.summary["after"]["test_perplexity"])
     assert json.loads((result.weights / "config.json").read_text())["vocab_size"] == 512
+
+
+def test_a_model_can_be_trained_from_scratch(config_file, tiny_model, tmp_path):
+    shape = tmp_path / "shape"
+    shape.mkdir()
+    (shape / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    settings = [
+        f"model.source={shape}",
+        f"model.tokenizer={tiny_model}",
+        "model.weights=random",
+        "lora=null",
+        "steps=1",
+    ]
+    result = Trainer(load_config(config_file, settings)).fit()
+    before = records(result, "evaluation")[0]
+    # Weights of standard deviation 0.02 say nothing: every token is as likely as any other.
+    assert before["test_loss"] == pytest.approx(np.log(from_pretrained(tiny_model).config.vocab_size), abs=0.05)
+    trained, tokenizer = load_trained(result)
+    assert tokenizer.get_vocab() == load_tokenizer(tiny_model).get_vocab()
+    first, _ = load_base(result.config.model, result.config.seed)
+    assert not np.array_equal(np.asarray(trained.embed[...]), np.asarray(first.embed[...]))
+
+
+def test_adapters_on_random_weights_are_refused(config_file):
+    with pytest.raises(ConfigError, match="lora=null"):
+        Trainer(load_config(config_file, ["model.weights=random"]))
