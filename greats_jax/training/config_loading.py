@@ -11,7 +11,7 @@ The rules of reading are the same for the file and for overrides:
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from greats_jax.training.config import TrainConfig
 from greats_jax.training.config_values import (
     EMPTY,
     CommandLineText,
+    Keys,
     Origin,
     convert,
     field_types,
@@ -48,17 +49,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: The file cannot be read, or a key or value is wrong; one line naming the key and where it stands.
     """
-    tree: Any = _read_yaml(Path(path))
-    assigned = []
-    for text in overrides:
-        keys, value = _split(text)
-        tree = _assign(TrainConfig, tree, keys, 0, value)
+    settings = [split_override(text) for text in overrides]
+    origin = Origin(str(path), tuple(keys for keys, _ in settings), TrainConfig)
+    return from_tree(read_tree(Path(path)), settings, origin)
+
+
+def from_tree(tree: Mapping[str, Any], settings: Sequence[tuple[Keys, Any]], origin: Origin) -> TrainConfig:
+    """A typed tree from an untyped one with settings laid over it, by the rules of this module.
+
+    Args:
+        tree: Keys and values, as `read_tree` gives them; left as it is.
+        settings: Keys from the root, as ("lora", "rank"), and the value there, from YAML or a `CommandLineText`; later
+            ones win.
+        origin: Where tree and settings were given, for messages.
+
+    Raises:
+        ConfigError: A key or value is wrong.
+    """
+    result: Any = dict(tree)
+    assigned: list[Keys] = []
+    for keys, value in settings:
+        result = _assign(TrainConfig, result, keys, 0, value, origin)
         assigned.append(keys)
         # Both say how long to train: one given here takes the place of the other in the file.
         other = _INSTEAD.get(keys[0])
         if other is not None and (other,) not in assigned:
-            tree[other] = None
-    return convert(TrainConfig, tree, (), Origin(str(path), tuple(assigned), TrainConfig))
+            result[other] = None
+    return convert(TrainConfig, result, (), origin)
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -96,7 +113,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
+    """What a YAML file says, untyped.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else than keys and values.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -111,8 +133,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _split(text: str) -> tuple[tuple[str, ...], CommandLineText]:
-    """`lora.rank=16` as (("lora", "rank"), "16")."""
+def split_override(text: str) -> tuple[Keys, CommandLineText]:
+    """`lora.rank=16` as (("lora", "rank"), "16").
+
+    Raises:
+        ConfigError: It has another form.
+    """
     key, equals, value = text.partition("=")
     if key.startswith("-"):
         raise ConfigError(f'"{text}": overrides are written without dashes, as lora.rank=16')
@@ -121,7 +147,7 @@ def _split(text: str) -> tuple[tuple[str, ...], CommandLineText]:
     return tuple(key.split(".")), CommandLineText(value)
 
 
-def _assign(kind: Any, tree: Any, keys: tuple[str, ...], depth: int, value: CommandLineText) -> Any:
+def _assign(kind: Any, tree: Any, keys: tuple[str, ...], depth: int, value: Any, origin: Origin) -> Any:
     """`tree` with the value at `keys[depth:]` replaced; `kind` is the type that belongs at this depth."""
     if depth == len(keys):
         return _replaced(kind, tree, value)
@@ -129,11 +155,11 @@ def _assign(kind: Any, tree: Any, keys: tuple[str, ...], depth: int, value: Comm
     if (cls := section(kind)) is not None:
         types = field_types(cls)
         if key not in types:
-            raise unknown_key(keys[: depth + 1], cls, Origin("", (keys,), TrainConfig))
+            raise unknown_key(keys[: depth + 1], cls, origin)
         first = next(iter(types))
         # A section that was given as a plain text keeps it as its first field.
         tree = dict(tree) if isinstance(tree, dict) else {} if tree is None else {first: tree}
-        return tree | {key: _assign(types[key], tree.get(key), keys, depth + 1, value)}
+        return tree | {key: _assign(types[key], tree.get(key), keys, depth + 1, value, origin)}
     if (item := list_item(kind)) is not None:
         items = list(tree) if isinstance(tree, (list, tuple)) else [] if tree is None else [tree]
         if not (key.isdecimal() and len(key) < 6 and int(key) <= len(items)):
@@ -142,14 +168,19 @@ def _assign(kind: Any, tree: Any, keys: tuple[str, ...], depth: int, value: Comm
                 f"{len(items)} for a new one"
             )
         items.extend([None] * (int(key) + 1 - len(items)))
-        items[int(key)] = _assign(item, items[int(key)], keys, depth + 1, value)
+        items[int(key)] = _assign(item, items[int(key)], keys, depth + 1, value, origin)
         return items
     raise ConfigError(f"{'.'.join(keys)}: {'.'.join(keys[:depth])} is a single value and has no keys below it")
 
 
-def _replaced(kind: Any, tree: Any, value: CommandLineText) -> Any:
+def _replaced(kind: Any, tree: Any, value: Any) -> Any:
     """A new value in the place of `tree`; a word for a section that is there changes only its first field."""
-    is_word = value.strip() != "" and not value.strip().startswith("{") and value.lower() not in EMPTY
+    is_word = (
+        isinstance(value, str)
+        and value.strip() != ""
+        and not value.strip().startswith("{")
+        and value.lower() not in EMPTY
+    )
     if (cls := section(kind)) is not None and is_word and isinstance(tree, dict):
         return tree | {next(iter(field_types(cls))): value}
     return value
