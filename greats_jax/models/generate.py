@@ -1,6 +1,6 @@
-"""Generation with a key/value cache, one compiled program per pair of padded lengths."""
+"""Generation with a key/value cache: prompts in batches of few shapes, each shape one compiled program."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,10 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from greats_jax.errors import ModelError
+from greats_jax.models.bucketing import (
+    Check,
+    batches_by_length,
+    for_the_host,
+    padded,
+    padded_length,
+    put_rows,
+    rows_of_batch,
+)
 from greats_jax.models.decoder import Decoder
 from greats_jax.models.partition import combine, partition
 
-_SMALLEST_BUCKET = 16  # tokens
+Ended = Callable[[list[int]], bool]
+"""Whether the tokens that a row has produced so far are enough."""
+
+_CHUNK = 16  # tokens between two questions to the host whether a row has ended
 
 
 class _Decoding(NamedTuple):
@@ -34,8 +46,14 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     eos_token_ids: tuple[int, ...] | None = None,
+    batch: int | None = None,
+    ended: Ended | None = None,
+    check: Check = lambda: None,
 ) -> list[list[int]]:
-    """Continues prompts, all rows in one batch.
+    """Continues prompts.
+
+    Works with adapters, with a quantised base, on a mesh (rows are spread over its devices) and in several processes,
+    each of which asks the same and gets all results.
 
     Args:
       model: any decoder, with or without adapters.
@@ -45,6 +63,10 @@ def generate(
       temperature: 0 takes the likeliest token; otherwise tokens are drawn from softmax(logits / temperature).
       seed: of the draws.
       eos_token_ids: tokens that end a row; None for those of the model.
+      batch: rows continued at once, neighbours in length; None for all in one batch.
+      ended: asked every 16 tokens for each row that goes on, with all that it has produced: for ends that only the text
+        shows. What was produced past such an end is returned too.
+      check: called before each batch and whenever `ended` is asked; raises what shall end the work.
 
     Returns:
       The new tokens of each row; the token that ended the row is left out.
@@ -53,67 +75,103 @@ def generate(
       ModelError: if a row is empty or too long for the model, an id is outside the vocabulary, or an option has no
         meaning.
 
-    Cost: one forward pass over the prompts, then one pass over one token per row and step, which stops when all rows
-      ended. Prompts and
-    lengths are padded to powers of two, so that few programs are compiled.
+    Cost: one forward pass over the prompts, then one pass over one token per row and step, which stops when all rows of
+    a batch ended. Lengths are padded to a power of two or three quarters of one, and the last batch to full size, so
+    that few programs are compiled: two for each length that occurs.
     """
+    if isinstance(prompts, Sequence) and not prompts and batch is not None:
+        return []
     rows = _rows(prompts, attention_mask)
-    config = model.config
-    longest = max(map(len, rows))
-    if max_new_tokens < 1:
-        raise ModelError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
-    if not (np.isfinite(temperature) and temperature >= 0):
-        raise ModelError(f"temperature is {temperature}: it must be 0 (likeliest token) or a positive number")
-    if longest + max_new_tokens > config.max_length:
-        raise ModelError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones pass its {config.max_length}: shorten one"
-        )
-    bad = next((token for row in rows for token in row if not 0 <= token < config.vocab_size), None)
-    if bad is not None:
-        raise ModelError(
-            f"prompt token {bad} is not in the vocabulary of {config.vocab_size}: use the model's tokenizer"
-        )
-    prompt_slots = min(_bucket(longest), config.max_length)
-    ids = np.zeros((len(rows), prompt_slots), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-    lengths = np.array([len(row) for row in rows], np.int32)
-    graphdef, params, frozen = partition(model)
-    stops = config.eos_token_ids if eos_token_ids is None else eos_token_ids
-    tokens, counts = _decode(
-        graphdef,
-        params,
-        frozen,
-        ids,
-        lengths,
-        np.int32(max_new_tokens),
-        np.float32(temperature),
-        np.asarray(stops or (-1,), np.int32),
-        jax.random.key(seed),
-        new_slots=_bucket(max_new_tokens),
-        draws=temperature > 0,
-    )
-    tokens, counts = np.asarray(tokens), np.asarray(counts)
-    return [tokens[i, : counts[i]].tolist() for i in range(len(rows))]
+    _check_request(model, rows, max_new_tokens, temperature)
+    stops = model.config.eos_token_ids if eos_token_ids is None else eos_token_ids
+    options = _Options(max_new_tokens, temperature, tuple(stops or (-1,)), len(rows) if batch is None else batch)
+    answers: list[list[int]] = [[] for _ in rows]
+    for number, members in enumerate(batches_by_length([len(row) for row in rows], options.batch)):
+        check()
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        chosen = [rows[i] for i in members]
+        for row, answer in zip(members, _continue(model, chosen, options, key, ended, check), strict=True):
+            answers[row] = answer
+    return answers
 
 
-@partial(jax.jit, static_argnames=("graphdef", "new_slots", "draws"))
-def _decode(graphdef, params, frozen, ids, lengths, limit, temperature, stops, key, *, new_slots: int, draws: bool):
-    """Fills a cache from right-padded prompts, then adds tokens until every row ended or `limit` is reached.
+class _Options(NamedTuple):
+    """Of one call."""
+
+    limit: int  # tokens
+    temperature: float
+    stops: tuple[int, ...]
+    batch: int
+
+
+def _continue(
+    model: Decoder, rows: list[list[int]], options: _Options, key: jax.Array, ended: Ended | None, check: Check
+) -> list[list[int]]:
+    """One batch, the longest row first."""
+    parts = partition(model)
+    size = rows_of_batch(options.batch, model.mesh)
+    new_slots = padded_length(options.limit)
+    length = min(padded_length(len(rows[0])), model.config.max_length)
+    # Rows beyond the prompts are one token long and have ended before they begin.
+    ids, lengths = padded(rows, size, length), np.ones(size, np.int32)
+    lengths[: len(rows)] = [len(row) for row in rows]
+    done = np.arange(size) >= len(rows)
+    chosen = np.float32(options.temperature), np.asarray(options.stops, np.int32)
+    draws = options.temperature > 0
+    ids, lengths, finished = put_rows(model.mesh, (ids, lengths, done))
+    decoding = _begin(*parts, ids, lengths, finished, *chosen, key, slots=length + new_slots, draws=draws)
+    answers: list[list[int]] = [[] for _ in rows]
+    chunk = new_slots if ended is None else min(_CHUNK, new_slots)
+    for first in range(0, options.limit, chunk):
+        if first:
+            check()
+        steps = np.int32(min(chunk, options.limit - first))
+        finished = put_rows(model.mesh, done)
+        decoding, tokens, counts, now_done = _extend(
+            *parts, decoding, finished, steps, *chosen, chunk=chunk, draws=draws
+        )
+        tokens, counts, done = np.asarray(tokens), np.asarray(counts), np.array(now_done)
+        for i, answer in enumerate(answers):
+            answer += tokens[i, : counts[i]].tolist()
+            done[i] |= ended is not None and not done[i] and ended(answer)
+        if done.all():
+            break
+    return answers
+
+
+@partial(jax.jit, static_argnames=("graphdef", "slots", "draws"))
+def _begin(
+    graphdef, params, frozen, ids, lengths, done, temperature, stops, key, *, slots: int, draws: bool
+) -> _Decoding:
+    """Fills a cache of `slots` positions from right-padded prompts, and chooses the first token of each row."""
+    model = combine(graphdef, params, frozen)
+    hidden, cache = _prefill(model, ids, slots)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    token, key = _choose(model.head(last)[:, 0], temperature, key, draws)
+    return _Decoding(cache, token, lengths, done | jnp.isin(token, stops), key)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "chunk", "draws"), donate_argnames="decoding")
+def _extend(graphdef, params, frozen, decoding, done, limit, temperature, stops, *, chunk: int, draws: bool):
+    """Adds tokens until every row ended or `limit` of them are there.
+
+    Args:
+      graphdef: as of `partition`, like `params` and `frozen`.
+      params: trainable arrays.
+      frozen: the other arrays.
+      decoding: what was done so far.
+      done: bool[B], rows that the host has seen end.
+      limit: i32[], at most `chunk`.
+      temperature: f32[].
+      stops: i32[S], tokens that end a row.
+      chunk: room for tokens.
+      draws: whether tokens are drawn.
 
     Returns:
-      i32[B, new_slots] tokens and i32[B], how many of them each row has.
+      What was done now, i32[B, chunk] tokens, i32[B], how many of them each row has, and bool[B], which have ended.
     """
     model = combine(graphdef, params, frozen)
-    batch, slots = ids.shape[0], ids.shape[1] + new_slots
-
-    def choose(logits, key):
-        key, draw = jax.random.split(key)
-        token = jax.random.categorical(draw, logits / temperature) if draws else jnp.argmax(logits, axis=-1)
-        return token.astype(jnp.int32), key
-
-    hidden, cache = _prefill(model, ids, slots)
-    token, key = choose(model.head(hidden[jnp.arange(batch), lengths - 1][:, None])[:, 0], key)
+    batch = decoding.token.shape[0]
 
     def running(carry):
         step, decoding, _, _ = carry
@@ -124,14 +182,21 @@ def _decode(graphdef, params, frozen, ids, lengths, limit, temperature, stops, k
         tokens = tokens.at[:, step].set(decoding.token)
         counts = counts + ~decoding.done
         hidden, cache = _step(model, decoding.cache, decoding.token, decoding.position)
-        token, key = choose(model.head(hidden)[:, 0], decoding.key)
+        token, key = _choose(model.head(hidden)[:, 0], temperature, decoding.key, draws)
         done = decoding.done | jnp.isin(token, stops)
         return step + 1, _Decoding(cache, token, decoding.position + 1, done, key), tokens, counts
 
-    start = _Decoding(cache, token, lengths, jnp.isin(token, stops), key)
-    empty = jnp.zeros((batch, new_slots), jnp.int32), jnp.zeros(batch, jnp.int32)
-    _, _, tokens, counts = jax.lax.while_loop(running, advance, (jnp.int32(0), start, *empty))
-    return tokens, counts
+    decoding = decoding._replace(done=decoding.done | done)
+    empty = jnp.zeros((batch, chunk), jnp.int32), jnp.zeros(batch, jnp.int32)
+    _, decoding, tokens, counts = jax.lax.while_loop(running, advance, (jnp.int32(0), decoding, *empty))
+    return decoding, *for_the_host(model.mesh, (tokens, counts, decoding.done))
+
+
+def _choose(logits: jax.Array, temperature: jax.Array, key: jax.Array, draws: bool) -> tuple[jax.Array, jax.Array]:
+    """The next token of each row, i32[B], and the next key."""
+    key, draw = jax.random.split(key)
+    token = jax.random.categorical(draw, logits / temperature) if draws else jnp.argmax(logits, axis=-1)
+    return token.astype(jnp.int32), key
 
 
 def _prefill(model: Decoder, ids: jax.Array, slots: int) -> tuple[jax.Array, Any]:
@@ -177,8 +242,22 @@ def _windows(model: Decoder) -> jax.Array:
     return jnp.asarray(model.config.windows or (0,) * model.config.layers, jnp.int32)
 
 
-def _bucket(length: int) -> int:
-    return max(_SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+def _check_request(model: Decoder, rows: list[list[int]], max_new_tokens: int, temperature: float) -> None:
+    config = model.config
+    longest = max(map(len, rows))
+    if max_new_tokens < 1:
+        raise ModelError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
+    if not (np.isfinite(temperature) and temperature >= 0):
+        raise ModelError(f"temperature is {temperature}: it must be 0 (likeliest token) or a positive number")
+    if longest + max_new_tokens > config.max_length:
+        raise ModelError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones pass its {config.max_length}: shorten one"
+        )
+    bad = next((token for row in rows for token in row if not 0 <= token < config.vocab_size), None)
+    if bad is not None:
+        raise ModelError(
+            f"prompt token {bad} is not in the vocabulary of {config.vocab_size}: use the model's tokenizer"
+        )
 
 
 def _rows(prompts: Sequence[Sequence[int]] | np.ndarray, attention_mask: np.ndarray | None) -> list[list[int]]:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
 
 from greats_jax.models import Decoder, DecoderConfig, RopeConfig, combine, partition
+from greats_jax.models.sharding import partition_specs
 
 BASE = {
     "family": "llama",
@@ -93,3 +95,25 @@ def logits_of():
 @pytest.fixture(scope="session")
 def ids() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 60, (2, 11)).astype(np.int32)
+
+
+@pytest.fixture(scope="session")
+def on_mesh():
+    """Places a model on eight devices: two groups, each of which cuts its storage and its computation in two."""
+
+    def placed(model: Decoder) -> Decoder:
+        mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+        graphdef, params, frozen = partition(model)
+        params, frozen = (
+            jax.tree.map(
+                lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)),
+                tree,
+                partition_specs(model.config, tree, dict(mesh.shape)),
+            )
+            for tree in (params, frozen)
+        )
+        model = combine(graphdef, params, frozen)
+        model.mesh = mesh
+        return model
+
+    return placed

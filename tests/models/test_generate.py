@@ -7,7 +7,8 @@ import pytest
 
 from greats_jax.errors import ModelError
 from greats_jax.models import LoraConfig, add_lora, combine, merge_lora, partition
-from greats_jax.models.generate import generate
+from greats_jax.models.generate import _begin, _extend, generate
+from greats_jax.models.quantized import quantised
 
 PROMPTS = [[5, 17, 3], [9, 2, 44, 31, 8, 7, 1, 1, 20], [40]]
 
@@ -75,17 +76,73 @@ def test_adapters_take_part(tiny):
     assert found != generate(tiny(), PROMPTS, max_new_tokens=6, eos_token_ids=())
 
 
+def programs() -> int:
+    """How many programs have been compiled."""
+    return sum(getattr(f, "_cache_size")() for f in (_begin, _extend))  # noqa: B009 - jax's stubs leave it out
+
+
 def test_lengths_share_programs(tiny):
-    from greats_jax.models.generate import _decode
-
-    def programs() -> int:
-        return getattr(_decode, "_cache_size")()  # noqa: B009 - jax's stubs leave it out
-
     model = tiny()
     before = programs()
     for length, new in ((3, 5), (9, 12), (16, 16)):
         generate(model, [[1] * length, [2]], max_new_tokens=new, eos_token_ids=(13, 14))
-    assert programs() <= before + 1
+    assert programs() <= before + 2
+
+
+def many_prompts(count: int) -> list[list[int]]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(1, 60, rng.integers(1, 17)).tolist() for _ in range(count)]
+
+
+def test_many_prompts_in_batches_are_continued_as_one_by_one(tiny):
+    model, prompts = tiny(), many_prompts(11)
+    settings = {"max_new_tokens": 6, "eos_token_ids": (13,)}
+    before = programs()
+    found = generate(model, prompts, batch=4, **settings)
+    assert programs() <= before + 2, "the last batch, of three, has a program of its own"
+    assert found == [generate(model, [prompt], batch=4, **settings)[0] for prompt in prompts]
+    assert generate(model, [], batch=4, **settings) == []
+
+
+def test_a_row_ends_where_the_host_sees_it_and_the_others_go_on(tiny):
+    model, prompts, asked = tiny(), many_prompts(5), []
+    free = generate(model, prompts, max_new_tokens=40, eos_token_ids=())
+
+    def ended(tokens: list[int]) -> bool:
+        asked.append(len(tokens))
+        return tokens[:3] == free[2][:3]
+
+    found = generate(model, prompts, max_new_tokens=40, eos_token_ids=(), batch=3, ended=ended)
+    assert found == [row[:16] if row[:3] == free[2][:3] else row for row in free]
+    assert set(asked) == {16, 32, 40}
+
+
+def test_a_caller_may_end_the_work_between_batches(tiny):
+    calls = []
+
+    def check() -> None:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        generate(tiny(), many_prompts(11), max_new_tokens=4, batch=2, check=check)
+    assert calls == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_on_a_mesh_as_on_one_device(tiny, on_mesh):
+    model, prompts = tiny(), many_prompts(6)
+    settings = {"max_new_tokens": 20, "eos_token_ids": (13,), "ended": lambda tokens: 7 in tokens}
+    assert generate(on_mesh(model), prompts, batch=3, **settings) == generate(model, prompts, **settings)
+
+
+@pytest.mark.slow
+def test_a_quantised_base_takes_part(tiny, logits_of):
+    pytest.importorskip("qwix")
+    model = quantised(tiny(), "int8")
+    found = generate(model, PROMPTS, max_new_tokens=9, batch=2, eos_token_ids=())
+    assert found == [without_cache(model, prompt, 9, logits_of) for prompt in PROMPTS]
 
 
 def test_a_prompt_may_fill_the_model(tiny):
