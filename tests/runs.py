@@ -11,7 +11,10 @@ from greats_jax.training.events import Noticed, Started, Stepped, Tracker
 from greats_jax.training.result import RunResult
 from greats_jax.training.trainer import Trainer
 
-OF_THE_CLOCK = {"seconds", "seconds_selecting", "tokens_per_second", "examples_per_second", "compiled"}
+OF_THE_CLOCK = {
+    "seconds", "seconds_waiting", "seconds_selecting", "seconds_picking", "tokens_per_second", "examples_per_second",
+    "compiled",
+}  # fmt: skip
 
 
 class StopAt(Recording):

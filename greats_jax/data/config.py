@@ -20,7 +20,7 @@ class SourceConfig:
     """One place that training records come from.
 
     Attributes:
-        path: A file (.jsonl, .json, .csv, .tsv, .parquet or .txt, each also .gz), a folder of such files, a pattern such
+        path: A file (.jsonl, .json, .csv, .tsv, .parquet or .txt, each also .gz), a folder of them, a pattern such
             as `data/*.jsonl.gz`, or a Hugging Face data set as `owner/name` or `owner/name:configuration`.
         name: Name of the source in reports. Unset, each file is reported under its own name.
         weight: Share of the candidates to draw from this source, relative to the other weights. Unset (then for every

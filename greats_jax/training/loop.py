@@ -1,6 +1,7 @@
 """The updates of a run, from wherever it stands to its end or to the moment it is asked to stop."""
 
 import math
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 
 from greats_jax.data import LanguageBatch
 from greats_jax.models import combine
+from greats_jax.selection import get
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.configured_step import configured_step
 from greats_jax.training.costs import selection_share
@@ -20,11 +22,12 @@ from greats_jax.training.losses import LanguageExample, language_model_loss, lan
 from greats_jax.training.placement import Placement
 from greats_jax.training.preparing import Prepared
 from greats_jax.training.processes import alone, any_says
-from greats_jax.training.recording import Recorder
-from greats_jax.training.resolving import REGULAR, total_steps
+from greats_jax.training.recording import Recorder, Work
+from greats_jax.training.resolving import REGULAR, kept, total_steps
 from greats_jax.training.saving import Progress, Saver
 from greats_jax.training.state import TrainState
 from greats_jax.training.step import TARGET_ONLY
+from greats_jax.training.trial import seconds_of_rule
 
 
 class Loop:
@@ -64,6 +67,7 @@ class Loop:
         parts = placement.row_parts
         self._sets = evaluation_sets(run.data, -(-config.evaluate_batch // parts) * parts)
         self._shares: dict[tuple[int, ...], float] = {}  # by shapes, the share of a step's FLOPs that selecting costs
+        self._picking: float | None = None  # seconds of the rule alone
 
     def run(self, state: TrainState, progress: Progress, saver: Saver) -> tuple[TrainState, bool]:
         """Go on from a state.
@@ -92,7 +96,9 @@ class Loop:
                 if ended or stopped:
                     return state, ended
                 for _ in range(self._config.accumulate):
-                    state = self._micro_batch(state, *next(inputs), recorder)
+                    began = time.perf_counter()
+                    number, drawn = next(inputs)
+                    state = self._micro_batch(state, number, drawn, recorder, time.perf_counter() - began)
                 updates += 1
 
     def _inputs(self, updates: int) -> Generator[tuple[int, StepInputs], None, None]:
@@ -101,7 +107,9 @@ class Loop:
         first, end = updates * self._config.accumulate, self._steps * self._config.accumulate
         return prefetch(lambda ahead: (first + ahead, make(first + ahead)), end - first)
 
-    def _micro_batch(self, state: TrainState, number: int, drawn: StepInputs, recorder: Recorder) -> TrainState:
+    def _micro_batch(
+        self, state: TrainState, number: int, drawn: StepInputs, recorder: Recorder, waited: float
+    ) -> TrainState:
         """Select among one batch of candidates, and learn from what is kept."""
         key = jax.random.fold_in(self._dropout_key, number) if self._has_dropout else None
         batches = self._placement.put_rows(_rows(drawn, key))
@@ -111,8 +119,10 @@ class Loop:
             recorder.flush()
             self._emit(Noticed(f"compiling the step for rows of {shape[1]} tokens"))
             self._shares[shape] = self._selecting_share(state, frozen, *batches)
+            self._picking = self._seconds_picking() if self._picking is None else self._picking
         state, metrics = self._step(state, frozen, *batches)
-        recorder.push(drawn.candidates, metrics._replace(aux=None), math.nan if compiled else self._shares[shape])
+        work = Work(math.nan if compiled else self._shares[shape], self._picking or 0.0, waited)
+        recorder.push(drawn.candidates, metrics._replace(aux=None), work)
         return state
 
     def _selecting_share(self, *arguments: Any) -> float:
@@ -121,6 +131,12 @@ class Loop:
             return 0.0
         every = self._config.validation.refresh_every
         return selection_share(self._step, self._plain_step, *arguments, refresh_every=every)
+
+    def _seconds_picking(self) -> float:
+        """How long the rule itself takes; 0 where it cannot be told."""
+        if self._config.method in (TARGET_ONLY, REGULAR):
+            return 0.0
+        return seconds_of_rule(get(self._config.method), self._config.batch, kept(self._config)) or 0.0
 
     def _to_evaluate(self, updates: int, evaluated: int) -> bool:
         """Whether the evaluation after so many updates is still to be made."""

@@ -18,10 +18,24 @@ from greats_jax.training.events import Event, Selected, Stepped
 from greats_jax.training.step import StepMetrics
 
 
+class Work(NamedTuple):
+    """What is known of the time of one step besides how long it took.
+
+    Attributes:
+        selecting: Share of the step's FLOPs that went into selecting; NaN for a step that had to be compiled first.
+        picking: Seconds that the rule takes once it has its signals.
+        waiting: Seconds that the host waited for the batch.
+    """
+
+    selecting: float
+    picking: float = 0.0
+    waiting: float = 0.0
+
+
 class _Pending(NamedTuple):
     candidates: Candidates
     metrics: StepMetrics
-    selecting: float
+    work: Work
 
 
 class Totals(NamedTuple):
@@ -66,15 +80,15 @@ class Recorder:
         """The next update starts now."""
         self._clock = time.perf_counter()
 
-    def push(self, candidates: Candidates, metrics: StepMetrics, selecting: float) -> None:
+    def push(self, candidates: Candidates, metrics: StepMetrics, work: Work) -> None:
         """Take in the step just dispatched, and read the one before it.
 
         Args:
             candidates: What the step chose from.
             metrics: What it reports, still on the device.
-            selecting: Share of the step's work that went into selecting; NaN for a step that had to be compiled first.
+            work: What its time went into.
         """
-        previous, self._pending = self._pending, _Pending(candidates, metrics, selecting)
+        previous, self._pending = self._pending, _Pending(candidates, metrics, work)
         if previous is not None:
             self._take(previous)
 
@@ -120,7 +134,8 @@ class Recorder:
         self._totals = Totals(before.updates + 1, before.candidate_tokens + tokens, before.trained_tokens + trained)
         every = [metrics for _, metrics, _ in self._read]
         # The batches of an update are of similar length: each counts the same.
-        selecting = sum(share for _, _, share in self._read) / len(self._read)
+        selecting = seconds * sum(work.selecting for _, _, work in self._read) / len(self._read)
+        picking = min(selecting, sum(work.picking for _, _, work in self._read))
         return Stepped(
             self._totals.updates,
             {
@@ -130,7 +145,9 @@ class Recorder:
                 "learning_rate": float(every[-1].learning_rate),
                 "grad_norm": _mean([metrics.grad_norm for metrics in every]),
                 "seconds": seconds,
-                "seconds_selecting": selecting * seconds,
+                "seconds_waiting": sum(work.waiting for _, _, work in self._read),
+                "seconds_selecting": selecting,
+                "seconds_picking": math.nan if math.isnan(selecting) else picking,
                 "tokens_per_second": tokens / seconds,
                 "examples_per_second": examples / seconds,
                 "padding_share": 1 - tokens / size,

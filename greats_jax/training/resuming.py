@@ -1,6 +1,5 @@
 """Going on with a run: whether it is the same one, and the newest of its checkpoints that is whole."""
 
-import importlib.metadata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from greats_jax.training.run_folder import CONFIG
 from greats_jax.training.saving import Saved
 from greats_jax.training.setup import TaskData
 from greats_jax.training.state import TrainState
+from greats_jax.training.surroundings import version_of
 
 MAY_CHANGE = ("checkpoint", "compilation_cache", "distributed", "guards", "mesh", "output", "trackers", "wandb_project")
 """Keys that decide nothing of what a run computes, up to the order of sums where devices are arranged anew."""
@@ -49,19 +49,23 @@ def check_same_run(folder: Path, config: TrainConfig) -> None:
         raise error
 
 
-def origin_of(config: TrainConfig, data: TaskData, facts: ExampleFacts, frozen: Any, groups: int = 1) -> dict[str, Any]:
+def origin_of(
+    config: TrainConfig, data: TaskData, facts: ExampleFacts, params: Any, frozen: Any, groups: int = 1
+) -> dict[str, Any]:
     """What a run stands on beside its configuration, as short hashes: the frozen weights are never saved themselves.
 
-    Cost: one pass over the frozen weights and over all examples.
+    Cost: one pass over all weights and over all examples.
     """
-    examples = (*data.pool.examples, *data.validation, *data.test)
+    examples = fingerprint_of_examples((*data.pool.examples, *data.validation, *data.test))
     return {
         "model": config.model.source,
+        "initial": fingerprint_of_arrays(params),
         "base": fingerprint_of_arrays(frozen),
-        "data": fingerprint_of_examples(examples) + fingerprint_of_arrays(facts),
+        "examples": examples,
+        "data": examples + fingerprint_of_arrays(facts),
         "groups": groups,
         "platform": jax.default_backend(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
     }
 
 
@@ -136,10 +140,3 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def _shown(values: dict[str, Any], key: str) -> str:
     value = values.get(key)
     return "null" if value is None else str(value)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        return None

@@ -19,8 +19,9 @@ def summarize(metrics: Sequence[Record], selections: Sequence[Record]) -> Record
         `steps`; `before` and `after` (first and last evaluation: losses in nats per label token, perplexities);
         `first_loss` and `last_loss` (training loss, mean of the first and last tenth of the updates); `sources`
         (candidates, chosen, and the share of each, by source); `throughput` (medians over updates that compiled
-        nothing, so that a short run says what a long one will see); `seconds` of all updates; how many micro-batches
-        were `skipped`, and how many candidates and validation rows were rejected as not finite.
+        nothing, so that a short run says what a long one will see); `seconds` of all updates, and `time`, what they and
+        the evaluations went into (see `time_split`); how many micro-batches were `skipped`, and how many candidates and
+        validation rows were rejected as not finite.
     """
     steps = [record for record in metrics if record["event"] == "step"]
     evaluations = [record for record in metrics if record["event"] == "evaluation"]
@@ -35,10 +36,41 @@ def summarize(metrics: Sequence[Record], selections: Sequence[Record]) -> Record
         "sources": source_shares(selections),
         "throughput": _throughput(steps),
         "seconds": sum(record["seconds"] for record in steps),
+        "time": time_split(metrics),
         "skipped": sum(record["skipped"] for record in steps),
         "rejected_candidates": sum(record["rejected_candidates"] for record in steps),
         "rejected_validation": sum(record["rejected_validation"] for record in steps),
     }
+
+
+def time_split(metrics: Sequence[Record]) -> dict[str, float]:
+    """Seconds that a run spent on each kind of work, which add up to all of its updates and evaluations.
+
+    Of one compiled program only the whole can be timed: what selecting took is its share of the FLOPs, of which the
+    rule itself is timed alone. A step that was compiled first counts as long as the median of the others.
+
+    Returns:
+        `data` (the host waited for a batch), `scoring` (signals), `selection` (the rule), `update` (the rest of a
+        step), `evaluation`, and `compiling`.
+    """
+    steps = [record for record in metrics if record["event"] == "step"]
+    steady = [record for record in steps if not record["compiled"]]
+    usual = statistics.median(record["seconds"] for record in steady) if steady else None
+    parts: dict[str, float] = dict.fromkeys(("data", "scoring", "selection", "update", "evaluation", "compiling"), 0.0)
+    for record in steps:
+        seconds = record["seconds"]
+        if record["compiled"] and usual is not None:
+            parts["compiling"] += max(0.0, seconds - usual)
+            seconds = min(seconds, usual)
+        waiting = min(seconds, record.get("seconds_waiting") or 0.0)
+        selecting = min(seconds - waiting, record["seconds_selecting"] or 0.0)
+        picking = min(selecting, record.get("seconds_picking") or 0.0)
+        parts["data"] += waiting
+        parts["scoring"] += selecting - picking
+        parts["selection"] += picking
+        parts["update"] += seconds - waiting - selecting
+    parts["evaluation"] = sum(record["seconds"] for record in metrics if record["event"] == "evaluation")
+    return parts
 
 
 def source_shares(selections: Sequence[Record]) -> dict[str, Record]:

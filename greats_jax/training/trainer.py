@@ -43,6 +43,7 @@ from greats_jax.training.run_folder import (
 from greats_jax.training.saving import Progress, Saved, Saver
 from greats_jax.training.state import TrainState
 from greats_jax.training.summary import summarize
+from greats_jax.training.surroundings import PeakMemory, device, versions
 from greats_jax.training.trackers import build_trackers, check_trackers
 
 
@@ -101,9 +102,10 @@ class Trainer:
                 return self._fit(folder)
 
     def _fit(self, folder: Path) -> RunResult:
+        memory = PeakMemory()
         run = prepare(self.config)
         groups = groups_of(self.config, row_parts(run.mesh))
-        origin = origin_of(self.config, run.data, run.facts, run.selecting.frozen, groups)
+        origin = origin_of(self.config, run.data, run.facts, run.model.params, run.selecting.frozen, groups)
         with ExitStack() as at_end:
             checkpoints = at_end.enter_context(closing(Checkpoints(folder / CHECKPOINTS, self.config.checkpoint)))
             notices: list[str] = []
@@ -136,7 +138,7 @@ class Trainer:
             with together("saving the weights"):
                 if writes():
                     _save_weights(self.config, run, params, folder)
-                    _finish(folder, emit, guard.spikes)
+                    _finish(folder, emit, {"loss_spikes": guard.spikes, "memory": memory.read(), "origin": origin})
         return RunResult.load(folder)
 
     def _start(
@@ -166,7 +168,7 @@ def _save_weights(config: TrainConfig, run: Prepared, params: Any, folder: Path)
         run.tokenizer.save_pretrained(folder / MODEL)
 
 
-def _finish(folder: Path, emit: Callable[[Event], None], loss_spikes: int) -> None:
+def _finish(folder: Path, emit: Callable[[Event], None], facts: dict[str, Any]) -> None:
     """Draw the curves and write the summary, which marks the run as ended."""
     metrics = read_json_lines(folder / METRICS)
     summary = summarize(metrics, read_json_lines(folder / SELECTIONS))
@@ -174,4 +176,5 @@ def _finish(folder: Path, emit: Callable[[Event], None], loss_spikes: int) -> No
         plot_run(metrics, summary["sources"], folder / CURVES)
     except RunError as missing:
         emit(Noticed(str(missing)))
-    write_summary(folder, {"status": "finished", **summary, "loss_spikes": loss_spikes})
+    surroundings = {"versions": versions(), "device": device()}
+    write_summary(folder, {"status": "finished", **summary, **facts, **surroundings})

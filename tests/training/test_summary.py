@@ -8,13 +8,14 @@ from greats_jax.data import Example
 from greats_jax.errors import DataError
 from greats_jax.training.plots import plot_run
 from greats_jax.training.setup import TaskData, check_tokens
-from greats_jax.training.summary import source_shares, summarize
+from greats_jax.training.summary import source_shares, summarize, time_split
 
 
 def step(number: int, loss: float | None, seconds: float = 1.0, compiled: bool = False) -> dict:
     return {
         "event": "step", "step": number, "loss": loss, "candidate_loss": 3.0, "seconds": seconds,
-        "seconds_selecting": None if compiled else seconds / 4,
+        "seconds_waiting": seconds / 10, "seconds_selecting": None if compiled else seconds / 4,
+        "seconds_picking": None if compiled else seconds / 20,
         "tokens_per_second": 100 / seconds, "examples_per_second": 8 / seconds, "compiled": compiled,
         "skipped": int(loss is None), "rejected_candidates": 2 * (loss is None), "rejected_validation": 0,
     }  # fmt: skip
@@ -26,6 +27,7 @@ def evaluation(number: int, perplexity: float) -> dict:
         "step": number,
         "validation_perplexity": perplexity,
         "test_perplexity": 2 * perplexity,
+        "seconds": 0.5,
     }
 
 
@@ -65,6 +67,20 @@ def test_summary_of_a_run():
         "seconds": 2.0, "seconds_selecting": 0.5, "tokens_per_second": 50.0, "examples_per_second": 4.0,
     }  # fmt: skip
     assert summary["seconds"] == 57.0
+    # The compiled step would have taken 2 seconds, as the median of the others, and waited for 5.
+    assert summary["time"] == pytest.approx(
+        {"data": 2.7, "scoring": 1.4, "selection": 0.35, "update": 4.55, "evaluation": 1.5, "compiling": 48.0}
+    )
+    assert sum(summary["time"].values()) == pytest.approx(57.0 + 1.5)
+
+
+def test_the_time_of_an_older_run_is_split_as_far_as_it_was_recorded():
+    record = {
+        name: x for name, x in step(1, 2.0, seconds=4.0).items() if name not in ("seconds_waiting", "seconds_picking")
+    }
+    assert time_split([record]) == {
+        "data": 0.0, "scoring": 1.0, "selection": 0.0, "update": 3.0, "evaluation": 0.0, "compiling": 0.0,
+    }  # fmt: skip
 
 
 def test_a_run_stopped_before_its_first_update_has_a_summary():

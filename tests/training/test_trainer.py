@@ -56,9 +56,9 @@ def test_metrics_of_a_run(finished_run: FinishedRun):
         tokens, seen = record["candidate_tokens"] - seen, record["candidate_tokens"]
         assert record["tokens_per_second"] == pytest.approx(tokens / record["seconds"])
         if record["compiled"]:
-            assert record["seconds_selecting"] is None
+            assert record["seconds_selecting"] is record["seconds_picking"] is None
         else:
-            assert 0 < record["seconds_selecting"] < record["seconds"]
+            assert 0 < record["seconds_picking"] <= record["seconds_selecting"] < record["seconds"]
         assert record["trained_tokens"] < record["candidate_tokens"]
         assert 0 <= record["padding_share"] < 1
         assert record["learning_rate"] == pytest.approx(0.01)
@@ -229,7 +229,7 @@ def test_without_matplotlib_one_line_says_how_to_get_curves(finished_run: Finish
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     shutil.copytree(finished_run.result.folder, tmp_path / "run", ignore=shutil.ignore_patterns("curves"))
     tracker = Recording()
-    trainer._finish(tmp_path / "run", tracker.record, loss_spikes=0)
+    trainer._finish(tmp_path / "run", tracker.record, {})
     [notice] = tracker.events
     assert isinstance(notice, Noticed)
     assert "pip install matplotlib" in notice.text
