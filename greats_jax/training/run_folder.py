@@ -103,7 +103,7 @@ class RunFolderTracker:
         # What a run that was stopped at its very end had already written comes again.
         for name in (CURVES, ADAPTER, MODEL):
             shutil.rmtree(folder / name, ignore_errors=True)
-        _replace(folder / CONFIG, to_yaml(config))
+        write_whole(folder / CONFIG, to_yaml(config))
         self._metrics = JsonLines(folder / METRICS, lengths.get(METRICS, 0))
         self._selections = JsonLines(folder / SELECTIONS, lengths.get(SELECTIONS, 0))
 
@@ -146,11 +146,15 @@ class NoRecords:
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Write summary.json; its presence marks a run that ended in order."""
     text = json.dumps(json.loads(dumps(summary)), indent=2, ensure_ascii=False)
-    _replace(folder / SUMMARY, text + "\n")
+    write_whole(folder / SUMMARY, text + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file in one go: a run killed meanwhile leaves the old one or the new one."""
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one go: a run killed meanwhile leaves the old one or the new one.
+
+    Raises:
+        RunError: It cannot be written.
+    """
     new = path.with_name(f".{path.name}.new")
     try:
         with new.open("w", encoding="utf-8") as file:
