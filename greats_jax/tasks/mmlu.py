@@ -1,4 +1,4 @@
-"""MMLU by subject: multiple-choice questions whose only label is the letter of the answer."""
+"""MMLU: multiple-choice questions of 57 subjects, answered by the letter or by the answer's own words."""
 
 import csv
 import difflib
@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from greats_jax.data import Encoder, Example, Renderer, load_hub_split
-from greats_jax.errors import DataError, TaskError
+from greats_jax.errors import TaskError
+from greats_jax.tasks.config import Scoring, TaskConfig
+from greats_jax.tasks.material import Material, first_shots, in_turn, named
+from greats_jax.tasks.original_files import hub_rows
+from greats_jax.tasks.questions import Benchmark, Question
 
 LETTERS = "ABCD"
 HUB_ID = "cais/mmlu"
@@ -32,8 +35,8 @@ SUBJECTS = (
 """The 57 subjects."""
 
 
-class Question(NamedTuple):
-    """One multiple-choice question.
+class MultipleChoice(NamedTuple):
+    """One multiple-choice question as published.
 
     Attributes:
         text: The question.
@@ -46,12 +49,55 @@ class Question(NamedTuple):
     answer: str
 
 
+def load_mmlu(config: TaskConfig) -> Material:
+    """Loads MMLU.
+
+    Validation examples are the first of the subject's dev questions and have no worked examples; the worked examples
+    of test questions are the first of them too, as in the published evaluations.
+
+    Args:
+        config: The task.
+
+    Returns:
+        Its questions; where there are several subjects, as many of each as far as it has them.
+
+    Raises:
+        TaskError: A subject or file is missing or not as published.
+    """
+    path = config.path or HUB_ID
+    subjects, every = _subjects(config.subject or "", path)
+    shots = config.shots or 0
+    validation: dict[str, list[Question]] = {}
+    test: dict[str, list[Question]] = {}
+    asked: dict[str, list[Question]] = {}
+    for subject in subjects:
+        dev = load_questions(path, subject, "dev")
+        worked = first_shots([_worked(item, config.scoring) for item in dev], shots, f"{path}, dev split of {subject}")
+        validation[subject] = [_question(item, subject, "dev", n, config.scoring) for n, item in enumerate(dev)]
+        questions = load_questions(path, subject, "test")
+        test[subject] = [_question(item, subject, "test", n, config.scoring) for n, item in enumerate(questions)]
+        asked[subject] = [question._replace(shots=worked) for question in test[subject]]
+    benchmark = Benchmark(
+        "mmlu",
+        tuple(in_turn(asked, config.n_test)),
+        "choice",
+        max_new_tokens=0,
+        likelihood="per_byte" if config.scoring == "cloze" else "sum",
+    )
+    return Material(
+        named("mmlu", subjects, every, "subjects"),
+        tuple(in_turn(validation, config.n_validation)),
+        tuple(in_turn(test, config.n_test)),
+        benchmark,
+    )
+
+
 def subject_name(written: str) -> str:
     """A subject's name as in `SUBJECTS`: small letters, underscores for blanks and hyphens."""
     return re.sub(r"[\s-]+", "_", written.strip().lower())
 
 
-def load_questions(path: str, subject: str, split: str) -> list[Question]:
+def load_questions(path: str, subject: str, split: str) -> list[MultipleChoice]:
     """Loads the questions of a subject.
 
     Args:
@@ -66,69 +112,78 @@ def load_questions(path: str, subject: str, split: str) -> list[Question]:
     Raises:
         TaskError: The folder or subject does not exist, or a file is not as described.
     """
+    valid = _valid_subjects(path)
+    _check_subject(subject, valid, path)
     folder = Path(path).expanduser()
     if folder.is_dir():
         return _from_folder(folder, subject, split)
+    return [_from_hub(row.fields, row.place) for row in hub_rows(f"{path}:{subject}", split)]
+
+
+def _subjects(written: str, path: str) -> tuple[list[str], tuple[str, ...]]:
+    """The subjects that a setting names, and all there are."""
+    every = _valid_subjects(path)
+    names = list(dict.fromkeys(subject_name(name) for name in written.split(",") if name.strip()))
+    if names == ["all"]:
+        return list(every), every
+    for name in names:
+        _check_subject(name, every, path)
+    return names, every
+
+
+def _valid_subjects(path: str) -> tuple[str, ...]:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        valid = sorted(file.name.removesuffix("_dev.csv") for file in (folder / "dev").glob("*_dev.csv"))
+        if not valid:
+            raise TaskError(
+                f"{folder}: holds no dev/<subject>_dev.csv: task.path must be the folder that holds dev and test"
+            )
+        return tuple(valid)
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or path.startswith("."):
         raise TaskError(
             f"{path}: not a folder: task.path must hold dev/<subject>_dev.csv and test/<subject>_test.csv, or be the "
             f"Hugging Face data set {HUB_ID}"
         )
-    _check_subject(subject, SUBJECTS, path)
-    try:
-        rows = load_hub_split(f"{path}:{subject}", split)
-    except DataError as error:
-        raise TaskError(str(error)) from None
-    return [_from_hub(row, f"{path}, {split} row {number}") for number, row in enumerate(rows, start=1)]
+    return SUBJECTS
 
 
-def question_text(question: Question, subject: str) -> str:
-    """The prompt of a question, as LESS and GREATS write it.
-
-    Two blanks stand before the subject: the published code joins a text that ends with one and a name that starts with
-    one.
-    """
+def _question(item: MultipleChoice, subject: str, split: str, number: int, scoring: Scoring) -> Question:
     words = subject.replace("_", " ")
-    choices = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True))
-    head = f"The following are multiple choice questions (with answers) about  {words}."
-    return f"{head}\n\n{question.text}{choices}\nAnswer:"
+    if scoring == "letter":
+        # Two blanks stand before the subject: the published code joins a text that ends with one and a name that
+        # starts with one.
+        preamble = f"The following are multiple choice questions (with answers) about  {words}.\n\n"
+        choices = tuple(f" {letter}" for letter in LETTERS)
+    else:
+        preamble = f"The following are questions (with answers) about {words}.\n\n"
+        choices = tuple(f" {choice}" for choice in item.choices)
+    right = choices[LETTERS.index(item.answer)]
+    return Question(
+        id=f"mmlu-{subject}-{split}-{number}",
+        group=subject,
+        prompt=_asked(item, scoring),
+        opening="The answer is:",
+        answers=(right,),
+        choices=choices,
+        preamble=preamble,
+        reference=right,
+    )
 
 
-def build_examples(
-    questions: list[Question], subject: str, split: str, renderer: Renderer, encoder: Encoder, limit: int
-) -> tuple[list[Example], int]:
-    """Turns questions into examples whose only label is the letter.
-
-    Args:
-        questions: The questions.
-        subject: Their subject.
-        split: Their split, for the examples' names.
-        renderer: Renders questions.
-        encoder: Tokenizes them.
-        limit: Greatest number of questions to use: the first.
-
-    Returns:
-        The examples, and the number of questions left out because the letter lies beyond the longest example.
-    """
-    texts = [
-        renderer.render_question(question_text(question, subject), "The answer is:", f" {question.answer}")
-        for question in questions[:limit]
-    ]
-    examples = []
-    for number, tokens in enumerate(encoder.encode(texts)):
-        if tokens.label_mask.any():
-            name = f"mmlu-{subject}-{split}-{number}"
-            examples.append(Example(name, f"mmlu-{subject}", tokens.input_ids, tokens.label_mask))
-    return examples, len(texts) - len(examples)
+def _asked(item: MultipleChoice, scoring: Scoring) -> str:
+    if scoring == "cloze":
+        return f"Question: {item.text}\nAnswer:"
+    choices = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=True))
+    return f"{item.text}{choices}\nAnswer:"
 
 
-def _from_folder(folder: Path, subject: str, split: str) -> list[Question]:
-    valid = sorted(file.name.removesuffix("_dev.csv") for file in (folder / "dev").glob("*_dev.csv"))
-    if not valid:
-        raise TaskError(
-            f"{folder}: holds no dev/<subject>_dev.csv: task.path must be the folder that holds dev and test"
-        )
-    _check_subject(subject, valid, str(folder))
+def _worked(item: MultipleChoice, scoring: Scoring) -> str:
+    answer = item.answer if scoring == "letter" else item.choices[LETTERS.index(item.answer)]
+    return f"{_asked(item, scoring)} {answer}\n\n"
+
+
+def _from_folder(folder: Path, subject: str, split: str) -> list[MultipleChoice]:
     file = folder / split / f"{subject}_{split}.csv"
     try:
         text = file.read_bytes().decode("utf-8-sig")
@@ -151,16 +206,16 @@ def _from_folder(folder: Path, subject: str, split: str) -> list[Question]:
     return questions
 
 
-def _from_cells(cells: list[str], place: str) -> Question:
+def _from_cells(cells: list[str], place: str) -> MultipleChoice:
     if len(cells) != 6:
         raise TaskError(f"{place}: {len(cells)} columns, expected 6: question, four answers and the letter")
     answer = cells[5].strip().upper()
     if answer not in tuple(LETTERS):
         raise TaskError(f"{place}: the answer is {cells[5]!r}, expected one of A, B, C, D (a file without header row)")
-    return Question(cells[0], (cells[1], cells[2], cells[3], cells[4]), answer)
+    return MultipleChoice(cells[0], (cells[1], cells[2], cells[3], cells[4]), answer)
 
 
-def _from_hub(row: dict, place: str) -> Question:
+def _from_hub(row: dict, place: str) -> MultipleChoice:
     try:
         first, second, third, fourth = (str(choice) for choice in row["choices"])
         answer = dict(enumerate(LETTERS))[row["answer"]]
@@ -169,10 +224,10 @@ def _from_hub(row: dict, place: str) -> Question:
         raise TaskError(
             f"{place}: expected the columns of {HUB_ID}: question, choices (four) and answer (0 to 3)"
         ) from None
-    return Question(text, (first, second, third, fourth), answer)
+    return MultipleChoice(text, (first, second, third, fourth), answer)
 
 
-def _check_subject(subject: str, valid: list[str] | tuple[str, ...], where: str) -> None:
+def _check_subject(subject: str, valid: tuple[str, ...], where: str) -> None:
     if subject in valid:
         return
     parts = [name for name in valid if subject and subject in name]

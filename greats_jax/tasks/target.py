@@ -1,6 +1,6 @@
 """The target task of a run: validation and test examples, and the pool that is left to train on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -17,8 +17,17 @@ from greats_jax.data import (
     tokenize_records,
 )
 from greats_jax.errors import TaskError
+from greats_jax.tasks.bbh import load_bbh
 from greats_jax.tasks.config import TaskConfig
-from greats_jax.tasks.mmlu import build_examples, load_questions, subject_name
+from greats_jax.tasks.encoding import encode_questions
+from greats_jax.tasks.gsm8k import load_gsm8k
+from greats_jax.tasks.material import Material
+from greats_jax.tasks.metrics import check_metric
+from greats_jax.tasks.mmlu import load_mmlu
+from greats_jax.tasks.own_questions import load_own_questions
+from greats_jax.tasks.questions import Benchmark
+from greats_jax.tasks.samsum import load_samsum
+from greats_jax.tasks.tydiqa import load_tydiqa
 
 
 class TargetTask(NamedTuple):
@@ -31,7 +40,9 @@ class TargetTask(NamedTuple):
         pool: The training pool without the examples of this task.
         counts: Number of examples left out, by reason: `validation_unusable` and `test_unusable` have no label within
             the longest example, `test_in_validation` are in both, `pool_held_out` became this task's,
-            `pool_duplicates` are the same token for token.
+            `pool_duplicates` are the same token for token; `shots_dropped` worked examples were left out of examples
+            that would otherwise be too long.
+        benchmark: What else is measured than perplexity; None for a task that has nothing but examples.
     """
 
     name: str
@@ -39,6 +50,17 @@ class TargetTask(NamedTuple):
     test: tuple[Example, ...]
     pool: Pool
     counts: dict[str, int]
+    benchmark: Benchmark | None = None
+
+
+_MATERIALS: Mapping[str, Callable[[TaskConfig], Material]] = {
+    "mmlu": load_mmlu,
+    "tydiqa": load_tydiqa,
+    "samsum": load_samsum,
+    "gsm8k": load_gsm8k,
+    "bbh": load_bbh,
+    "questions": load_own_questions,
+}
 
 
 def load_task(
@@ -60,8 +82,11 @@ def load_task(
         TaskError: Task data are missing or unusable, or too few are left.
         DataError: A file of examples cannot be read.
     """
-    load = {"mmlu": _load_mmlu, "examples": _load_examples, "holdout": _load_holdout}[config.name]
-    task = load(config, tokenizer, data_config, pool, seed)
+    if config.name in _MATERIALS:
+        task = _load_benchmark(config, tokenizer, data_config, pool)
+    else:
+        load = {"examples": _load_examples, "holdout": _load_holdout}[config.name]
+        task = load(config, tokenizer, data_config, pool, seed)
     validation = {_key(example) for example in task.validation}
     test = tuple(example for example in task.test if _key(example) not in validation)
     keys = validation | {_key(example) for example in test}
@@ -71,7 +96,8 @@ def load_task(
         raise TaskError(
             f"the {task.name} task leaves nothing to train on: every example of the pool is also in the task"
         )
-    counts = {**task.counts, "test_in_validation": len(task.test) - len(test), "pool_duplicates": len(copies)}
+    in_both = task.counts.get("test_in_validation", 0) + len(task.test) - len(test)
+    counts = {**task.counts, "test_in_validation": in_both, "pool_duplicates": len(copies)}
     return task._replace(test=test, pool=left, counts={reason: number for reason, number in counts.items() if number})
 
 
@@ -79,20 +105,29 @@ def _key(example: Example) -> bytes:
     return example.input_ids.tobytes()
 
 
-def _load_mmlu(
-    config: TaskConfig, tokenizer: PreTrainedTokenizerBase, data_config: DataConfig, pool: Pool, seed: int
+def _load_benchmark(
+    config: TaskConfig, tokenizer: PreTrainedTokenizerBase, data_config: DataConfig, pool: Pool
 ) -> TargetTask:
-    del seed  # which questions are used is fixed by the benchmark
-    subject = subject_name(config.subject or "")
-    path = config.path or "cais/mmlu"
+    """A task of questions; which of them are used is fixed by the benchmark, so nothing is drawn."""
+    name, validation, test, benchmark = _MATERIALS[config.name](config)
+    check_metric(benchmark.metric)
+    known = {(question.prompt, question.reference) for question in validation}
+    same = {place for place, question in enumerate(test) if (question.prompt, question.reference) in known}
+    test = [question for place, question in enumerate(test) if place not in same]
+    asked = tuple(question for place, question in enumerate(benchmark.questions) if place not in same)
     renderer, encoder = Renderer(tokenizer, data_config.template), Encoder(tokenizer, data_config.max_length)
-    name = f"mmlu-{subject}"
-    built, counts = {}, {}
-    for part, split, limit in ("validation", "dev", config.n_validation), ("test", "test", config.n_test):
-        questions = load_questions(path, subject, split)
-        built[part], counts[f"{part}_unusable"] = build_examples(questions, subject, split, renderer, encoder, limit)
-    _check_left(name, built["validation"], built["test"], config, counts, data_config.max_length)
-    return TargetTask(name, tuple(built["validation"]), tuple(built["test"]), pool, counts)
+    steering = encode_questions(validation, benchmark.name, renderer, encoder)
+    measured = encode_questions(test, benchmark.name, renderer, encoder)
+    counts = {
+        "validation_unusable": steering.unusable,
+        "test_unusable": measured.unusable,
+        "shots_dropped": steering.dropped_shots + measured.dropped_shots,
+        "test_in_validation": len(same),
+    }
+    _check_left(name, steering.examples, measured.examples, config, counts, data_config.max_length)
+    return TargetTask(
+        name, steering.examples, measured.examples, pool, counts, benchmark._replace(questions=asked) if asked else None
+    )
 
 
 def _load_examples(

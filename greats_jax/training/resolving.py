@@ -191,7 +191,8 @@ def _check_rule(config: TrainConfig, needs: frozenset[str]) -> None:
 
 def _output(config: TrainConfig) -> str:
     """The run folder with its placeholders filled in."""
-    task = config.task.subject or config.task.name
+    subject = config.task.subject
+    task = subject if subject and subject != "all" and "," not in subject else config.task.name
     try:
         return config.output.format(method=_file_name(config.method), seed=config.seed, task=_file_name(task))
     except (KeyError, IndexError, ValueError, AttributeError):

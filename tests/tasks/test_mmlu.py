@@ -92,7 +92,7 @@ def test_hub(folder, tokenizer, pool, monkeypatch):
                                  {"question": "x", "choices": list("abcd"), "answer": 4}])  # fmt: skip
 def test_hub_data_set_of_another_shape(tokenizer, pool, monkeypatch, row):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([row]))
-    assert "cais/mmlu, dev row 1: expected the columns of" in fault("cais/mmlu", tokenizer, pool, "sociology")
+    assert "cais/mmlu:sociology, dev row 1: expected the columns of" in fault("cais/mmlu", tokenizer, pool, "sociology")
 
 
 def test_hub_out_of_reach(tokenizer, pool):

@@ -156,7 +156,7 @@ def test_examples_that_are_too_few(write, make_pool, load):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "glue"}, "task.name is 'glue', but must be one of mmlu, examples, holdout"),
+        ({"name": "glue"}, "task.name is 'glue', but must be one of mmlu, tydiqa, .*, holdout"),
         ({"order": "up"}, "task.order is 'up'"),
         ({"n_validation": 0}, "task.n_validation is 0"),
         ({"n_test": -1}, "task.n_test is -1"),
