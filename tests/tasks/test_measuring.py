@@ -1,0 +1,159 @@
+"""What a model scores on questions: against plain forward passes, and with questions of every size."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from greats_jax.errors import TaskError
+from greats_jax.models import Decoder, combine, from_pretrained, load_tokenizer, partition
+from greats_jax.tasks.measuring import Answered, MeasuringStopped, averages, measure
+from greats_jax.tasks.prompting import Prompter
+from greats_jax.tasks.questions import Benchmark, Question
+
+CHOICES = (" red", " blue", " green one")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> Decoder:
+    """The tiny model with weights large enough that it has preferences."""
+    graphdef, params, frozen = partition(from_pretrained(tiny_model))
+    return combine(graphdef, jax.tree.map(lambda x: x * (x.ndim > 1) * 12 + x * (x.ndim == 1), params), frozen)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return load_tokenizer(str(tiny_model))
+
+
+def question(number: int, prompt: str = "say red", group: str = "", **changes) -> Question:
+    return Question(f"q{number}", group, prompt, "", ("red",))._replace(**changes)
+
+
+def letters(*questions: Question, likelihood="sum") -> Benchmark:
+    asked = tuple(one._replace(choices=CHOICES, answers=(" red",), opening="say") for one in questions)
+    return Benchmark("letters", asked, "choice", 0, likelihood=likelihood)
+
+
+def log_likelihood(model, tokenizer, before: str, continuation: str) -> float:
+    """Of a continuation, from one forward pass without padding."""
+    start, tokens = len(tokenizer(before)["input_ids"]), tokenizer(before + continuation)["input_ids"]
+    log_p = np.asarray(jax.nn.log_softmax(model(np.array([tokens]))[0].astype(np.float32)))
+    return sum(float(log_p[i - 1, tokens[i]]) for i in range(start, len(tokens)))
+
+
+def test_choices_are_weighed_after_the_rendered_prompt(model, tokenizer):
+    benchmark = letters(*(question(i, f"count {word} cat") for i, word in enumerate(("one", "two three", "dog"))))
+    found = measure(benchmark, model, tokenizer, batch=2)
+    for asked, answer in zip(benchmark.questions, found.answers, strict=True):
+        before = f"<user> {asked.prompt} <assistant> say"
+        expected = [log_likelihood(model, tokenizer, before, choice) for choice in CHOICES]
+        np.testing.assert_allclose(answer.likelihoods, expected, rtol=1e-5)
+        assert answer.prediction == CHOICES[int(np.argmax(expected))]
+        assert answer.scores == {"accuracy": float(answer.prediction == " red")}
+    assert found.scores == {"accuracy": np.mean([answer.scores["accuracy"] for answer in found.answers])}
+    assert (found.questions, found.dropped_shots, found.shortened) == (3, 0, 0)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [("sum", [1, 1, 1]), ("per_token", [1, 1, 2]), ("per_byte", [3, 4, 9])])
+def test_what_is_compared(kind, sizes, model, tokenizer):
+    found = measure(letters(*map(question, range(3)), likelihood=kind), model, tokenizer).answers[0]
+    assert found.prediction == CHOICES[int(np.argmax(np.divide(found.likelihoods, sizes)))]
+
+
+def test_written_answers_are_cut_at_the_first_stop(model, tokenizer):
+    asked = tuple(question(i, prompt) for i, prompt in enumerate(("say red", "count", "name two cat")))
+    whole = measure(Benchmark("written", asked, "f1", 24), model, tokenizer, batch=2)
+    words = [answer.prediction.split() for answer in whole.answers]
+    assert len({tuple(one) for one in words}) == 3
+    stop = words[0][3]
+    cut = measure(Benchmark("written", asked, "f1", 24, stops=("never", stop)), model, tokenizer, batch=2)
+    for one, answer in zip(words, cut.answers, strict=True):
+        assert answer.prediction.split() == (one[: one.index(stop)] if stop in one else one)
+    assert list(cut.scores) == ["f1", "exact_match"]
+    assert all(not answer.likelihoods for answer in cut.answers)
+
+
+def test_written_and_chosen_answers_in_one_benchmark(model, tokenizer):
+    mixed = Benchmark("mixed", (question(0), question(1, choices=CHOICES), question(2)), "exact", 5)
+    found = measure(mixed, model, tokenizer)
+    assert [bool(answer.likelihoods) for answer in found.answers] == [False, True, False]
+    assert found.answers[1].prediction in CHOICES
+    assert found.answers[0].prediction == found.answers[2].prediction
+
+
+def test_worked_examples_go_first_to_last_and_come_back_for_the_next_question(model, tokenizer):
+    shots = ("one ", "two ", "three ")
+    asked = [question(i, "dog " * n, preamble="name ", shots=shots) for i, n in enumerate((2, 9, 2, 11, 30))]
+    prompts = Prompter(model, tokenizer, "auto", 14, 4).prompts(asked)
+    assert [tokenizer.decode(prompt.tokens) for prompt in prompts] == [
+        "<user> name one two three dog dog <assistant>",
+        "<user> name two three dog dog dog dog dog dog dog dog dog <assistant>",
+        "<user> name one two three dog dog <assistant>",
+        "<user> name dog dog dog dog dog dog dog dog dog dog dog <assistant>",
+        "dog dog dog dog dog dog dog dog dog dog dog dog dog <assistant>",
+    ]
+    assert [prompt.dropped for prompt in prompts] == [0, 1, 0, 3, 3]
+    assert [prompt.shortened for prompt in prompts] == [False] * 4 + [True]
+    found = measure(Benchmark("shots", tuple(asked), "exact", 4), model, tokenizer, max_length=14)
+    assert (found.dropped_shots, found.shortened) == (7, 1)
+
+
+def test_new_tokens_have_their_place_among_the_positions(model, tokenizer):
+    # 128 positions: 100 of them for the answer leave 28, whatever the length allowed.
+    prompt = Prompter(model, tokenizer, "auto", 1000, 100).prompts([question(0, "dog " * 60)])[0]
+    assert (len(prompt.tokens), prompt.shortened) == (28, True)
+    choices = Prompter(model, tokenizer, "auto", 1000, 100).prompts([question(0, "dog " * 60, choices=CHOICES)])[0]
+    assert not choices.shortened
+
+
+def test_means_over_groups_and_over_questions():
+    answers = [
+        Answered(str(i), group, "", {"accuracy": score})
+        for i, (group, score) in enumerate([("a", 1.0), ("a", 0.0), ("a", 0.0), ("a", 0.0), ("b", 1.0)])
+    ]
+    scores, groups = averages(answers)
+    assert groups == {"a": {"accuracy": 0.25}, "b": {"accuracy": 1.0}}
+    assert scores == {"accuracy": 0.625, "accuracy_over_questions": 0.4}
+    assert averages(answers[:4])[0] == {"accuracy": 0.25}
+    assert averages([]) == ({}, {})
+
+
+def test_a_model_that_gives_no_number_is_right_nowhere(model, tokenizer):
+    graphdef, params, frozen = partition(model)
+    broken = combine(graphdef, jax.tree.map(lambda x: x * math.nan, params), frozen)
+    found = measure(letters(question(0)), broken, tokenizer)
+    assert (found.answers[0].prediction, found.scores) == ("", {"accuracy": 0.0})
+
+
+def test_it_stops_between_batches(model, tokenizer):
+    asked = []
+
+    def should_stop() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
+    with pytest.raises(MeasuringStopped):
+        measure(
+            letters(*(question(i, "say " * i) for i in range(20))), model, tokenizer, batch=2, should_stop=should_stop
+        )
+    assert len(asked) == 3
+
+
+def test_no_questions(model, tokenizer):
+    assert measure(Benchmark("none", (), "exact", 4), model, tokenizer).scores == {}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "message"),
+    [
+        (Benchmark("a", (), "bleu", 4), "the metric 'bleu' is unknown"),
+        (Benchmark("a", (), "exact", 128), "answers of 128 tokens leave no room for a question"),
+        (Benchmark("a", (question(0, choices=("",)),), "choice", 0), "question q0: the choice '' has 0 tokens"),
+        (Benchmark("a", (question(7, "\ud800"),), "exact", 4), "question q7: .*half of a surrogate pair"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(benchmark, message, model, tokenizer):
+    with pytest.raises(TaskError, match=message):
+        measure(benchmark, model, tokenizer)
