@@ -19,7 +19,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 _MARKED_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 _CONCLUSION = re.compile(r"answer is:?", re.IGNORECASE)
-_ENCLOSED_LETTER = re.compile(r"\(([a-z])\)")
+_ENCLOSED_LETTER = re.compile(r"\(([a-z])\)(?=$|[ .,:])")
 
 
 def normalise_answer(text: str) -> str:
@@ -112,11 +112,12 @@ def number(prediction: str, answers: Sequence[str]) -> dict[str, float]:
 def bbh(prediction: str, answers: Sequence[str]) -> dict[str, float]:
     """Whether a chain of thought concludes with an acceptable answer.
 
-    Case, the amount of white space and a bracket around a single letter do not matter; all other punctuation does,
-    since some of the tasks ask for nothing else.
+    Case and the amount of white space do not matter; punctuation does, since one of the tasks asks for nothing else.
+    Where the answer is a letter in brackets, the letter alone will do, and so will the letter in brackets with more
+    after it, such as the words of that option.
     """
-    said = _plain(conclusion(prediction))
-    return {"exact_match": float(said in {_plain(answer) for answer in answers})}
+    said = conclusion(prediction)
+    return {"exact_match": float(any(_concludes(said, answer) for answer in answers))}
 
 
 METRICS: Mapping[str, Metric] = types.MappingProxyType(
@@ -182,7 +183,10 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _plain(text: str) -> str:
-    folded = _folded(text)
-    enclosed = _ENCLOSED_LETTER.fullmatch(folded)
-    return enclosed.group(1) if enclosed else folded
+def _concludes(said: str, answer: str) -> bool:
+    said, answer = _folded(said), _folded(answer)
+    option = _ENCLOSED_LETTER.fullmatch(answer)
+    if option is None:
+        return said == answer
+    named = _ENCLOSED_LETTER.match(said)
+    return said == option.group(1) or (named is not None and named.group(1) == option.group(1))

@@ -1,6 +1,5 @@
 """TyDiQA, gold passage: questions in nine languages whose answer stands in a given passage."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -183,7 +182,10 @@ def _nested(files: Iterable[Path]) -> list[PassageQuestion]:
 def _articles(file: Path) -> Iterator[PassageQuestion]:
     """The nesting of SQuAD: articles hold paragraphs, which hold questions; the reader gives the articles."""
     for article in file_rows(file):
-        for paragraph, number in zip(article.fields.get("paragraphs") or (), itertools.count(1), strict=False):
+        paragraphs = article.fields.get("paragraphs")
+        if not isinstance(paragraphs, list):
+            raise TaskError(f"{article.place}: expected articles with `paragraphs`, as in the files of SQuAD")
+        for number, paragraph in enumerate(paragraphs, start=1):
             place = f"{article.place}, paragraph {number}"
             try:
                 questions = [{**question, "context": paragraph["context"]} for question in paragraph["qas"]]
@@ -194,9 +196,11 @@ def _articles(file: Path) -> Iterator[PassageQuestion]:
 
 
 def _from_hub(row: Placed) -> PassageQuestion:
-    answers = row.fields.get("answers")
-    texts = answers.get("text") if isinstance(answers, dict) else ()
-    nested = {**row.fields, "answers": [{"text": text} for text in texts or ()]}
+    try:
+        texts = list(row.fields["answers"]["text"])
+    except (KeyError, TypeError):
+        raise TaskError(f"{row.place}: expected answers with a list `text`, as in {HUB_ID}") from None
+    nested = {**row.fields, "answers": [{"text": text} for text in texts]}
     return _item(Placed(row.place, nested), row.text("id").split("-")[0])
 
 
