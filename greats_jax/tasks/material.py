@@ -29,7 +29,9 @@ class Material(NamedTuple):
 
 def in_turn(groups: Mapping[str, Sequence[T]], limit: int) -> list[T]:
     """At most `limit` items, from every group the same number as far as it has them: its first, groups one by one."""
-    layers = itertools.zip_longest(*(((place, item) for item in items) for place, items in enumerate(groups.values())))
+    layers = itertools.zip_longest(
+        *(zip(itertools.repeat(place), items) for place, items in enumerate(groups.values()))
+    )
     dealt = [pair for layer in layers for pair in layer if pair is not None]
     return [item for _, item in sorted(dealt[:limit], key=lambda pair: pair[0])]
 

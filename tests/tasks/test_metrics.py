@@ -141,9 +141,13 @@ def test_numbers(prediction, answer, exact, strict):
     assert METRICS["number"](prediction, (answer,)) == {"exact_match": exact, "strict_match": strict}
 
 
+def real_solutions(shared):
+    with gzip.open(shared / "data" / "eval" / "gsm8k_test.jsonl.gz", "rt", encoding="utf-8") as lines:
+        return [json.loads(line)["answer"] for line in lines]
+
+
 def test_real_solutions_end_with_their_numbers(shared):
-    lines = gzip.open(shared / "data" / "eval" / "gsm8k_test.jsonl.gz", "rt", encoding="utf-8").readlines()
-    solutions = [json.loads(line)["answer"] for line in lines]
+    solutions = real_solutions(shared)
     assert len(solutions) == 1319
     for solution in solutions:
         answer = solution.rpartition("####")[2].strip().replace(",", "")
@@ -156,8 +160,7 @@ def test_numbers_are_those_of_the_evaluation_harness(shared):
     filters = pytest.importorskip("lm_eval.filters.extraction")
     strict = filters.RegexFilter(r"#### (\-?[0-9\.\,]+)")
     flexible = filters.RegexFilter(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", group_select=-1)
-    lines = gzip.open(shared / "data" / "eval" / "gsm8k_test.jsonl.gz", "rt", encoding="utf-8").readlines()
-    solutions = [json.loads(line)["answer"] for line in lines]
+    solutions = real_solutions(shared)
     answers = [solution.rpartition("####")[2].strip().replace(",", "") for solution in solutions]
     said = [s.replace("####", "the answer is $") if n % 2 else s for n, s in enumerate(solutions)]
     for text, answer, (marked,), (last,) in zip(

@@ -59,15 +59,14 @@ def test_examples_of_questions(tokenizer):
 
 
 def test_shots_are_dropped_for_one_question_alone(tokenizer):
-    long = QUESTION._replace(id="long", prompt="Q: c" + " c" * 20)
+    long = QUESTION._replace(id="long", prompt="Q: c" + " c" * 8)
     full = len(encode(tokenizer, [QUESTION], 1000).examples[0].input_ids)
     made = encode(tokenizer, [long, QUESTION, long._replace(shots=())], full)
     texts = [tokenizer.decode(example.input_ids) for example in made.examples]
     assert texts[1] == "<|user|>\n" + QUESTION.user_turn() + "\n<|assistant|>\nA: 3"
-    kept = texts[0].count("A: ") - 1
-    assert kept < 2
-    assert texts[0] == "<|user|>\n" + long.user_turn(kept) + "\n<|assistant|>\nA: 3"
-    assert (made.unusable, made.dropped_shots) == (int(len(texts) < 3), 2 - kept)
+    assert texts[0] == "<|user|>\n" + long.user_turn(1) + "\n<|assistant|>\nA: 3"
+    assert texts[2] == "<|user|>\n" + long.user_turn(0) + "\n<|assistant|>\nA: 3"
+    assert (made.unusable, made.dropped_shots) == (0, 1)
 
 
 def test_questions_whose_answer_does_not_fit(tokenizer):
@@ -76,7 +75,7 @@ def test_questions_whose_answer_does_not_fit(tokenizer):
 
 
 def test_questions_that_no_template_takes(tokenizer):
-    with pytest.raises(TaskError, match="q: .*surrogate"):
+    with pytest.raises(TaskError, match=r"q: .*surrogate"):
         encode(tokenizer, [QUESTION._replace(prompt="\ud800")], 100)
 
 
@@ -93,7 +92,7 @@ def test_names_of_groups():
     every = ["a_b", "c", "d", "e", "f"]
     assert choose((), every, "task.x", "here") == choose(("all",), every, "task.x", "here") == every
     assert choose(("C", "A b", "c"), every, "task.x", "here") == ["c", "a_b"]
-    with pytest.raises(TaskError, match="here: task.x names 'z', but there are a_b, c, d, e, f"):
+    with pytest.raises(TaskError, match=r"here: task.x names 'z', but there are a_b, c, d, e, f"):
         choose(("z",), every, "task.x", "here")
     assert named("m", every, every, "parts") == "m"
     assert named("m", ["c"], every, "parts") == "m-c"
@@ -104,5 +103,5 @@ def test_names_of_groups():
 
 def test_too_few_worked_examples():
     assert first_shots(["a", "b"], 1, "here") == ("a",)
-    with pytest.raises(TaskError, match="here: task.shots is 3, but there are only 2 worked examples"):
+    with pytest.raises(TaskError, match=r"here: task.shots is 3, but there are only 2 worked examples"):
         first_shots(["a", "b"], 3, "here")
