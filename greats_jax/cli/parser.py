@@ -65,6 +65,15 @@ def build_parser() -> _Parser:
     plan.add_argument("--memory", type=_rate, metavar="GIB", help="memory of each (default: what the device reports)")
     plan.set_defaults(run=_plan)
 
+    compare = commands.add_parser(
+        "compare", help="run methods and controls with several seeds, and tell what selection gains",
+        description="Run every method and control with every seed as CONFIG says, with KEY=VALUE laid over it: greats "
+        "compare configs/compare/quickstart.yaml seeds=3 set.steps=20. Stopped and started again, it goes on where it "
+        "was. Exit code 1 where a run has failed.",
+    )  # fmt: skip
+    _add_config(compare)
+    compare.set_defaults(run=_compare)
+
     evaluate = commands.add_parser("evaluate", help="measure a finished run's model on its task again")
     _add_run(evaluate)
     evaluate.add_argument("--n-test", type=_count, help="test examples (default: as in the run)")
@@ -172,6 +181,12 @@ def _train(arguments: argparse.Namespace) -> int:
     from greats_jax.cli.train import train
 
     return train(arguments.config, arguments.overrides, arguments.resume)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from greats_jax.cli.compare import compare
+
+    return compare(arguments.config, arguments.overrides)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

@@ -3,11 +3,11 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
 from greats_jax.cli.console import Console, closing_table
+from greats_jax.cli.program import program
 from greats_jax.cli.stopping import stop_on_signals
 from greats_jax.training.config_loading import load_config
 from greats_jax.training.processes import join, writes
@@ -30,7 +30,7 @@ def train(config_path: str, overrides: Sequence[str], resume: bool = False) -> i
     print()
     print(where_everything_is(result))
     if result.status == "interrupted":
-        again = shlex.join([*_program(), "train", config_path, *overrides, "--resume"])
+        again = shlex.join([*program(), "train", config_path, *overrides, "--resume"])
         print(f"greats: interrupted after {result.summary['steps']} updates; go on with: {again}", file=sys.stderr)
     return 0
 
@@ -43,8 +43,3 @@ def where_everything_is(result: RunResult) -> str:
     places += [("curve", path) for path in result.plots]
     width = max(len(name) for name, _ in places)
     return "\n".join(f"{name.ljust(width)}  {path}" for name, path in places)
-
-
-def _program() -> list[str]:
-    """How this program was called: by its name, or as a module."""
-    return ["greats"] if Path(sys.argv[0]).name == "greats" else [sys.executable, "-m", "greats_jax"]

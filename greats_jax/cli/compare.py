@@ -1,0 +1,175 @@
+"""`greats compare`."""
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from greats_jax.cli.console import duration
+from greats_jax.cli.program import program
+from greats_jax.cli.stopping import stop_on_signals
+from greats_jax.cli.tables import aligned
+from greats_jax.experiments.comparison import run_comparison
+from greats_jax.experiments.comparison_config import load_comparison
+from greats_jax.experiments.comparison_plan import Plan, PlannedRun, plan_comparison
+from greats_jax.experiments.summary import found, tables, write_summary_file
+from greats_jax.experiments.tidy import PLAIN_TABLE, TABLE
+from greats_jax.experiments.verdict import verdict
+from greats_jax.training.events import Evaluated, Event, Noticed, Started, Stepped
+
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
+
+
+def compare(config_path: str, overrides: Sequence[str]) -> int:
+    """Make the runs of a comparison, and end with its table. Exit code 1 where a run has failed."""
+    plan = plan_comparison(load_comparison(config_path, overrides))
+    view = ComparisonView()
+    try:
+        with stop_on_signals() as stop:
+            ended = run_comparison(plan, view, stop.requested)
+    finally:
+        view.close()
+    if ended.finished:
+        _show(plan)
+    for name, reason in ended.failed.items():
+        print(f"greats: {name} failed: {reason}", file=sys.stderr)
+    if ended.stopped:
+        again = shlex.join([*program(), "compare", config_path, *overrides])
+        print(f"greats: stopped after {ended.finished} of {len(plan.runs)} runs; go on with: {again}", file=sys.stderr)
+    return 1 if ended.failed else 0
+
+
+def _show(plan: Plan) -> None:
+    """Print tables and verdict, write them to summary.md, and make the report where it can be made."""
+    summary = write_summary_file(plan.folder)
+    manifest, every = found(plan.folder)
+    print()
+    for title, rows in tables(every):
+        print(f"{title}\n{aligned(rows)}\n" if title else f"{aligned(rows)}\n")
+    print(f"{verdict(every, manifest.asked)}\n")
+    for path in (plan.folder / TABLE, plan.folder / PLAIN_TABLE, summary):
+        print(path)
+
+
+class ComparisonView:
+    """One bar over the updates of all runs in a terminal, and a line for each run elsewhere.
+
+    Args:
+        stream: Where it is shown; None for standard error.
+    """
+
+    def __init__(self, stream: TextIO | None = None):
+        self._stream = sys.stderr if stream is None else stream
+        self._bar: tqdm | None = None
+        self._runs = self._ended = 0
+        self._updates: dict[str, int] = {}  # of each run, where they are known
+        self._waiting: dict[str, None] = {}  # runs that have not ended
+        self._done = 0  # updates made by this call
+        self._clock = time.monotonic()
+        self._run_clock = self._clock
+        self._name, self._first, self._last = "", None, None
+        self._step = 0
+
+    def begun(self, plan: Plan, finished: int) -> None:
+        """The comparison goes on after so many finished runs."""
+        self._runs, self._ended = len(plan.runs), finished
+        self._updates = {run.name: run.config.steps or 0 for run in plan.runs}
+        self._waiting = {run.name: None for run in plan.runs}
+        self._clock = time.monotonic()
+        methods, seeds = len(plan.methods), len({run.seed for run in plan.runs})
+        settings = f" x {len(plan.settings)} settings" if len(plan.settings) > 1 else ""
+        before = f"; {finished} have finished before" if finished else ""
+        self._say(f"{plan.folder}: {methods} methods x {seeds} seeds{settings} = {self._runs} runs{before}")
+        if self._stream.isatty() and finished < self._runs:
+            size = shutil.get_terminal_size()
+            total = sum(self._updates.values())
+            self._bar = tqdm(total=total, file=self._stream, bar_format=_BAR, ncols=size.columns, nrows=size.lines)
+
+    def run_begun(self, run: PlannedRun) -> "ComparisonView":
+        """A run begins; what it reports comes to `record`."""
+        for name in list(self._waiting):
+            if name == run.name:
+                break
+            self._waiting.pop(name)  # it had finished, or failed
+            if self._bar is not None:
+                self._bar.update(self._updates[name])
+        self._name, self._first, self._last = run.name, None, None
+        self._run_clock = time.monotonic()
+        self._refresh("loading")
+        return self
+
+    def record(self, event: Event) -> None:
+        """Show what the current run reports."""
+        match event:
+            case Started():
+                self._step = event.done
+                self._updates[self._name] = event.steps
+                for name, steps in self._updates.items():  # those whose number of updates follows from the data
+                    self._updates[name] = steps or event.steps
+                if self._bar is not None:
+                    self._bar.total = sum(self._updates.values())
+                    self._bar.update(event.done)
+            case Stepped(step, _):
+                self._done += step - self._step
+                if self._bar is not None:
+                    self._bar.update(step - self._step)
+                self._step = step
+                self._refresh(f"update {step}")
+            case Evaluated(_, metrics):
+                self._first = self._first or metrics
+                self._last = metrics
+            case Noticed(text):
+                if not text.startswith("compiling"):
+                    self._say(f"{self._name}: {text}")
+
+    def run_ended(self, run: PlannedRun, failure: str | None) -> None:
+        """Say in one line how a run ended."""
+        self._ended += 1
+        self._waiting.pop(run.name, None)
+        if self._bar is not None:
+            self._bar.update(self._updates[run.name] - self._step if failure is None else 0)
+        took = duration(time.monotonic() - self._run_clock)
+        if failure is not None:
+            self._say(f"{run.name}: failed after {took}: {failure}")
+            return
+        self._say(f"[{self._ended}/{self._runs}] {run.name}: {self._perplexities()} in {took}; {self._left()}")
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _perplexities(self) -> str:
+        split = "test" if _known(self._last, "test_perplexity") else "validation"
+        before, after = (_shown(metrics, f"{split}_perplexity") for metrics in (self._first, self._last))
+        return f"{split} perplexity {before} -> {after}"
+
+    def _refresh(self, doing: str) -> None:
+        if self._bar is not None:
+            shown = _shown(self._last, "validation_perplexity")
+            self._bar.set_postfix_str(f"{self._name} {doing}, ppl {shown}, {self._left()}")
+
+    def _left(self) -> str:
+        """Time left by the pace of this call, loading and compilation included."""
+        to_do = sum(self._updates[name] for name in self._waiting) - (self._step if self._name in self._waiting else 0)
+        if not self._done:
+            return "time left unknown"
+        return f"{duration((time.monotonic() - self._clock) / self._done * max(0, to_do))} left"
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+
+def _known(metrics: dict[str, Any] | None, name: str) -> bool:
+    return metrics is not None and metrics.get(name) is not None and metrics[name] == metrics[name]
+
+
+def _shown(metrics: dict[str, Any] | None, name: str) -> str:
+    return f"{metrics[name]:.4g}" if metrics is not None and _known(metrics, name) else "-"

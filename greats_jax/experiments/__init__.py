@@ -1,0 +1,1 @@
+"""Controlled comparisons of selection methods, and what they found."""

@@ -1,0 +1,170 @@
+"""Makes the runs of a comparison, one after another, going on where it was stopped."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from greats_jax.errors import GreatsError, RunError
+from greats_jax.experiments.comparison_plan import Plan, PlannedRun
+from greats_jax.experiments.curves import read_curves
+from greats_jax.experiments.fairness import Beginning, beginning_of, check_alike
+from greats_jax.experiments.manifest import Manifest, check_grown, is_comparison
+from greats_jax.experiments.tidy import write_table
+from greats_jax.training.events import Tracker
+from greats_jax.training.folder_lock import LOCK, locked
+from greats_jax.training.processes import alone
+from greats_jax.training.result import RunResult
+from greats_jax.training.resuming import check_same_run
+from greats_jax.training.run_folder import ADAPTER, CHECKPOINTS, MODEL, Standing, standing
+from greats_jax.training.trainer import Trainer
+
+COMPILATIONS = ".compilations"
+
+
+class Watcher(Protocol):
+    """Is told how a comparison goes."""
+
+    def begun(self, plan: Plan, finished: int) -> None:
+        """The comparison goes on after so many finished runs."""
+        ...
+
+    def run_begun(self, run: PlannedRun) -> Tracker:
+        """A run begins, or is gone on with; what is returned receives its events."""
+        ...
+
+    def run_ended(self, run: PlannedRun, failure: str | None) -> None:
+        """It has finished, or failed for a reason."""
+        ...
+
+
+class Ended(NamedTuple):
+    """How a comparison ended.
+
+    Attributes:
+        finished: Runs that have finished, those of earlier calls included.
+        failed: Why others have not, by name.
+        stopped: Whether it was asked to stop before it was done.
+    """
+
+    finished: int
+    failed: dict[str, str]
+    stopped: bool
+
+
+def run_comparison(plan: Plan, watcher: Watcher, should_stop: Callable[[], bool] = lambda: False) -> Ended:
+    """Make every run that has not finished yet; a run that fails is noted, and the others go on.
+
+    After each run the table of all of them is written anew (see `tidy.write_table`).
+
+    Args:
+        plan: The runs.
+        watcher: Is told what happens.
+        should_stop: Asked between updates; once it says yes the current run is saved and the comparison ends.
+
+    Raises:
+        ConfigError: The folder holds a comparison that this one does not go on with.
+        RunError: The folder cannot be used, or two runs that are to be compared did not begin alike.
+    """
+    if not alone():
+        raise RunError("the runs of a comparison are of one process; start one")
+    folder = plan.folder
+    _claim(folder)
+    with locked(folder):
+        manifest = Manifest.of(plan)
+        if is_comparison(folder):
+            old = Manifest.load(folder)
+            check_grown(old, manifest)
+            names = {run.name for run in plan.runs}
+            manifest = manifest._replace(failed={name: why for name, why in old.failed.items() if name in names})
+        manifest.write()
+        with compiled_programs_in(folder / COMPILATIONS):
+            return _run_all(plan, manifest, watcher, should_stop)
+
+
+def _run_all(plan: Plan, manifest: Manifest, watcher: Watcher, should_stop: Callable[[], bool]) -> Ended:
+    begun: dict[tuple[str, int], list[Beginning]] = {}
+    finished: dict[str, bool] = {run.name: standing(run.folder) is Standing.FINISHED for run in plan.runs}
+    for run in plan.runs:
+        if finished[run.name]:
+            check_same_run(run.folder, run.config)
+            _note(begun, run, RunResult.load(run.folder))
+    watcher.begun(plan, sum(finished.values()))
+    stopped = False
+    for run in plan.runs:
+        if finished[run.name]:
+            continue
+        if stopped := should_stop():
+            break
+        tracker = watcher.run_begun(run)
+        try:
+            result = Trainer(run.config, [tracker], should_stop, resume=True).fit()
+        except GreatsError as error:
+            reason = "; ".join([str(error), *getattr(error, "__notes__", ())])
+            manifest = manifest._replace(failed={**manifest.failed, run.name: reason})
+            manifest.write()
+            watcher.run_ended(run, reason)
+            continue
+        if stopped := result.status == "interrupted":
+            break
+        if not plan.keep_weights:
+            for name in (CHECKPOINTS, ADAPTER, MODEL):
+                shutil.rmtree(run.folder / name, ignore_errors=True)
+        finished[run.name] = True
+        if run.name in manifest.failed:
+            manifest = manifest._replace(failed={n: why for n, why in manifest.failed.items() if n != run.name})
+            manifest.write()
+        _note(begun, run, result)
+        write_table(read_curves(plan.folder), plan.folder)
+        watcher.run_ended(run, None)
+    return Ended(sum(finished.values()), manifest.failed, stopped)
+
+
+def _note(begun: dict[tuple[str, int], list[Beginning]], run: PlannedRun, result: RunResult) -> None:
+    """Compare how a run began with the others of its setting and seed, and remember it for those to come."""
+    others = begun.setdefault((run.setting, run.seed), [])
+    one = beginning_of(result)
+    check_alike(one, others)
+    others.append(one)
+
+
+def _claim(folder: Path) -> None:
+    """Create the comparison's folder unless it is one already."""
+    try:
+        found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if (folder.exists() and not folder.is_dir()) or (found - {LOCK} and not is_comparison(folder)):
+            raise RunError(f"{folder}: there is something else here; choose another folder with output=...")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"{folder}: cannot be used ({reason}); choose another folder with output=...") from None
+
+
+@contextmanager
+def compiled_programs_in(folder: Path) -> Iterator[None]:
+    """Keep compiled programs in a folder while the context lasts, unless the user keeps them somewhere already.
+
+    Runs that differ in their seeds compile the same programs; so does a comparison that is gone on with.
+    """
+    if getattr(jax.config, "jax_compilation_cache_dir", None):
+        yield
+        return
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # what was compiled without the folder decided that there is none
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()

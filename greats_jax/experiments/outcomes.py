@@ -1,0 +1,228 @@
+"""What a comparison found: methods at equal updates, equal time and equal candidates, and how soon they got there."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from greats_jax.errors import ArgumentError
+from greats_jax.experiments.curves import Curve
+from greats_jax.experiments.statistics import Difference, Interval, holm, interval, paired_difference
+
+REGULAR, RANDOM, TARGET_ONLY = "regular", "random_k", "target_only"
+
+
+class Outcome(NamedTuple):
+    """What one method came to in one setting. Losses are in nats per label token; exp of one is a perplexity.
+
+    Attributes:
+        setting: Value of the changing setting; "" where nothing changes.
+        method: The method, as tables name it.
+        final: The loss after equally many updates.
+        equal_seconds: The loss after equal training time: that of the method which took the least, seed by seed.
+        equal_candidates: The loss after equally many candidates drawn, seed by seed. target_only draws none from the
+            pool and has an interval of no value.
+        against_random: Difference of `final` to random_k, within seeds; p by Holm's method over the methods of the
+            setting. None for random_k itself and where there is no random_k.
+        against_regular: The same to regular.
+        against_random_in_time: The same of `equal_seconds` to random_k.
+        against_regular_in_time: The same of `equal_seconds` to regular.
+        steps_to_target: Updates until the loss was first as low as the target method's last, over the seeds that came
+            there; None where none did.
+        seconds_to_target: Training time until then.
+        steps_share: The same updates over the target method's own number of updates, within seeds.
+        seconds_share: The same time over the whole training time of the target method, within seeds.
+        reached: Seeds that came there.
+        n: Seeds.
+        scores: Everything else that was measured last, by name.
+        metric: The loss that all of this is about.
+        target: The method that had to be reached.
+    """
+
+    setting: str
+    method: str
+    final: Interval
+    equal_seconds: Interval
+    equal_candidates: Interval
+    against_random: Difference | None
+    against_regular: Difference | None
+    against_random_in_time: Difference | None
+    against_regular_in_time: Difference | None
+    steps_to_target: Interval | None
+    seconds_to_target: Interval | None
+    steps_share: Interval | None
+    seconds_share: Interval | None
+    reached: int
+    n: int
+    scores: dict[str, Interval]
+    metric: str
+    target: str
+
+
+class _Readings(NamedTuple):
+    """Numbers of one method in one setting, by seed."""
+
+    final: dict[int, float]
+    seconds: dict[int, float]
+    candidates: dict[int, float]
+
+
+class _Times(NamedTuple):
+    """When a method came to the target, of the seeds that did."""
+
+    steps: list[float]
+    seconds: list[float]
+    steps_share: list[float]
+    seconds_share: list[float]
+
+
+def headline_metric(curves: Sequence[Curve]) -> str:
+    """The loss that a table is about: that of the test examples, or of the validation examples where there are none."""
+    measured = [curve.metrics.get("test_loss", np.empty(0)) for curve in curves]
+    return "test_loss" if any(np.isfinite(values).any() for values in measured) else "validation_loss"
+
+
+def outcomes(curves: Sequence[Curve], metric: str | None = None, target: str = REGULAR) -> list[Outcome]:
+    """The outcome of every method in every setting, in the order of the curves.
+
+    A curve is read between two evaluations on the straight line that joins them.
+
+    Args:
+        curves: Of one comparison.
+        metric: The loss compared; None for `headline_metric`.
+        target: Whose last loss time-to-target is measured against.
+
+    Raises:
+        ArgumentError: Nothing of that name was measured.
+    """
+    metric = headline_metric(curves) if metric is None else metric
+    if not curves or any(metric not in curve.metrics for curve in curves):
+        known = ", ".join(curves[0].metrics) if curves else "none: there is no finished run"
+        raise ArgumentError(f"metric: {metric!r} was not measured in every run; measured: {known}")
+    found = []
+    for setting in dict.fromkeys(curve.setting for curve in curves):
+        found += _of_setting([curve for curve in curves if curve.setting == setting], metric, target)
+    return found
+
+
+def _of_setting(curves: Sequence[Curve], metric: str, target: str) -> list[Outcome]:
+    methods = list(dict.fromkeys(curve.method for curve in curves))
+    by = {(curve.method, curve.seed): curve for curve in curves}
+    seeds = list(dict.fromkeys(curve.seed for curve in curves))
+    # Only methods that have run with a seed can be compared within it.
+    of_seed = {seed: [by[method, seed] for method in methods if (method, seed) in by] for seed in seeds}
+    steps = {seed: min(int(curve.steps[-1]) for curve in every) for seed, every in of_seed.items()}
+    seconds = {seed: min(float(curve.seconds[-1]) for curve in every) for seed, every in of_seed.items()}
+    drawing = {seed: [c for c in every if c.method != TARGET_ONLY] for seed, every in of_seed.items()}
+    candidates = {seed: min((int(c.candidates[-1]) for c in every), default=0) for seed, every in drawing.items()}
+    read = {
+        method: _Readings(
+            final=_at(by, method, seeds, lambda c: _read(c.steps, c.metrics[metric], steps[c.seed])),
+            seconds=_at(by, method, seeds, lambda c: _read(c.seconds, c.metrics[metric], seconds[c.seed])),
+            candidates=_at(by, method, seeds, lambda c: _read(c.candidates, c.metrics[metric], candidates[c.seed])),
+        )
+        for method in methods
+    }
+    final, in_time = ({m: getattr(read[m], name) for m in methods} for name in ("final", "seconds"))
+    against = {
+        (name, reference): _differences(values, reference)
+        for name, values in (("final", final), ("time", in_time))
+        for reference in (RANDOM, REGULAR)
+    }
+    times = {method: _to_target(by, method, target, seeds, metric) for method in methods}
+    return [
+        Outcome(
+            setting=curves[0].setting,
+            method=method,
+            final=_interval(final[method]),
+            equal_seconds=_interval(in_time[method]),
+            equal_candidates=_interval({} if method == TARGET_ONLY else read[method].candidates),
+            against_random=against["final", RANDOM].get(method),
+            against_regular=against["final", REGULAR].get(method),
+            against_random_in_time=against["time", RANDOM].get(method),
+            against_regular_in_time=against["time", REGULAR].get(method),
+            steps_to_target=_some(times[method].steps),
+            seconds_to_target=_some(times[method].seconds),
+            steps_share=_some(times[method].steps_share),
+            seconds_share=_some(times[method].seconds_share),
+            reached=len(times[method].steps),
+            n=len(final[method]),
+            scores=_scores([by[method, seed] for seed in seeds if (method, seed) in by], metric),
+            metric=metric,
+            target=target,
+        )
+        for method in methods
+    ]
+
+
+def _at(
+    by: dict[tuple[str, int], Curve], method: str, seeds: Sequence[int], value: Callable[[Curve], float]
+) -> dict[int, float]:
+    return {seed: value(by[method, seed]) for seed in seeds if (method, seed) in by}
+
+
+def _interval(values: dict[int, float]) -> Interval:
+    return interval(list(values.values()))
+
+
+def _read(places: np.ndarray, values: np.ndarray, place: float) -> float:
+    """A curve at a place between its first and last, on straight lines; NaN next to a value that is missing."""
+    return float(np.interp(place, places, values)) if len(places) else math.nan
+
+
+def _differences(values: dict[str, dict[int, float]], reference: str) -> dict[str, Difference]:
+    """The difference of every other method to a reference, with p-values adjusted over all of them."""
+    if reference not in values:
+        return {}
+    base, found = values[reference], {}
+    for method, own in values.items():
+        if method != reference:
+            seeds = [seed for seed in own if seed in base]
+            found[method] = paired_difference([own[seed] for seed in seeds], [base[seed] for seed in seeds])
+    adjusted = holm([difference.p for difference in found.values()])
+    return {name: one._replace(p=p) for (name, one), p in zip(found.items(), adjusted, strict=True)}
+
+
+def _to_target(by: dict[tuple[str, int], Curve], method: str, target: str, seeds: Sequence[int], metric: str) -> _Times:
+    """When a method's loss was first as low as the target method's last one, of the same seed."""
+    found = _Times([], [], [], [])
+    for seed in seeds:
+        own, aim = by.get((method, seed)), by.get((target, seed))
+        if own is None or aim is None:
+            continue
+        place = first_at_or_below(own.metrics[metric], float(aim.metrics[metric][-1]))
+        if place is None:
+            continue
+        places = np.arange(len(own.steps))
+        steps, seconds = (float(np.interp(place, places, values)) for values in (own.steps, own.seconds))
+        found.steps.append(steps)
+        found.seconds.append(seconds)
+        found.steps_share.append(steps / float(aim.steps[-1]) if aim.steps[-1] else math.nan)
+        found.seconds_share.append(seconds / float(aim.seconds[-1]) if aim.seconds[-1] else math.nan)
+    return found
+
+
+def _some(values: list[float]) -> Interval | None:
+    return interval(values) if values else None
+
+
+def first_at_or_below(values: np.ndarray, level: float) -> float | None:
+    """Where a curve first is as low as a level, as a number of evaluations from 0, fractions between them; or None."""
+    below = np.flatnonzero(values <= level)
+    if not len(below):
+        return None
+    after = int(below[0])
+    if after == 0 or not math.isfinite(values[after - 1]):
+        return float(after)
+    before = float(values[after - 1])
+    return after - 1 + (before - level) / (before - float(values[after]))
+
+
+def _scores(curves: Sequence[Curve], metric: str) -> dict[str, Interval]:
+    """Whatever else was measured at the end; perplexities are left to the losses they come from."""
+    names = dict.fromkeys(name for curve in curves for name in curve.metrics)
+    kept = [name for name in names if name != metric and not name.endswith("perplexity")]
+    return {
+        name: interval([float(curve.metrics[name][-1]) for curve in curves if name in curve.metrics]) for name in kept
+    }

@@ -1,0 +1,122 @@
+"""What a comparison found, in words."""
+
+import math
+from collections.abc import Sequence
+
+from greats_jax.experiments.comparison_config import CONTROLS
+from greats_jax.experiments.outcomes import RANDOM, REGULAR, TARGET_ONLY, Outcome
+from greats_jax.experiments.statistics import Difference
+from greats_jax.experiments.wording import exponential, number, probability
+
+_SURE = 0.05
+
+
+def verdict(outcomes: Sequence[Outcome], asked: Sequence[str] = ()) -> str:
+    """Whether selection pays: one paragraph for every setting, of the method that did best in it.
+
+    Args:
+        outcomes: As `outcomes.outcomes` gives them.
+        asked: The methods that the comparison is about; of none, those that are no control.
+    """
+    settings = list(dict.fromkeys(outcome.setting for outcome in outcomes))
+    parts = []
+    for setting in settings:
+        of_setting = [outcome for outcome in outcomes if outcome.setting == setting]
+        text = _of_setting(of_setting, asked)
+        parts.append(f"With {setting}: {text}" if setting else text)
+    return "\n\n".join(parts) if parts else "No run has finished yet."
+
+
+def _of_setting(every: Sequence[Outcome], asked: Sequence[str]) -> str:
+    by = {outcome.method: outcome for outcome in every}
+    own = [o for o in every if (o.method in asked if asked else o.method not in CONTROLS)]
+    own = own or [o for o in every if o.method not in (REGULAR, RANDOM, TARGET_ONLY)]
+    if not own:
+        return "No selection method has finished here, so there is nothing to compare."
+    best = min(own, key=lambda outcome: outcome.final.mean if math.isfinite(outcome.final.mean) else math.inf)
+    random, regular, target_only = (by.get(name) for name in (RANDOM, REGULAR, TARGET_ONLY))
+    sentences = []
+    if len(own) > 1:
+        sentences.append(f"Of {', '.join(o.method for o in own)}, {best.method} did best.")
+    sentences.append(_headline(best))
+    levels = [f"{best.method} {_perplexity(best)}"]
+    levels += [
+        f"{o.method} {_perplexity(o)}" for o in (random, regular, target_only) if o is not None and o is not best
+    ]
+    sentences.append(f"Mean {_split(best)} perplexity after equally many updates: {', '.join(levels)}.")
+    for name, at_end, in_time in (
+        (RANDOM, best.against_random, best.against_random_in_time),
+        (REGULAR, best.against_regular, best.against_regular_in_time),
+    ):
+        if at_end is not None:
+            sentences.append(
+                f"Against {name}: {_compared(at_end)} at equal updates; {_compared(in_time)} in equal time."
+            )
+    if best.target in by and best.method != best.target:
+        sentences.append(_to_target(best))
+    if target_only is not None and target_only.final.mean < best.final.mean:
+        sentences.append(
+            f"Training on the validation examples alone (target_only) ended lower still, at "
+            f"{_perplexity(target_only)}: here they teach more than what was selected by them."
+        )
+    if best.n < 5:
+        sentences.append(f"{_seeds(best.n)} can only show very large effects; five or more are advised.")
+    return " ".join(sentences)
+
+
+def _headline(best: Outcome) -> str:
+    """Does it pay, in quality and in time."""
+    if best.against_random is None:
+        return f"Whether {best.method} pays cannot be told: random_k is not in the comparison."
+    quality, in_time = _sign(best.against_random), _sign(best.against_random_in_time)
+    if math.isnan(best.against_random.p):
+        return f"Whether {best.method} pays cannot be told from {_seeds(best.n)}."
+    if quality < 0:
+        if in_time < 0:
+            return f"{best.method} pays: better than choosing at random, also in equal time."
+        if in_time > 0:
+            return f"{best.method} pays per update but not per second: what choosing costs is more than what it gains."
+        return f"{best.method} pays per update: better than choosing at random. In equal time that is not shown."
+    if quality > 0:
+        return f"{best.method} does not pay: it is worse than choosing at random."
+    return f"{best.method} does not show that it pays: {_seeds(best.n)} cannot tell it from choosing at random."
+
+
+def _sign(difference: Difference | None) -> int:
+    """-1 for surely lower, 1 for surely higher, 0 for neither."""
+    if difference is None or not difference.p < _SURE:
+        return 0
+    return -1 if difference.mean < 0 else 1
+
+
+def _compared(difference: Difference | None) -> str:
+    """A difference of losses as that of perplexities, and how sure."""
+    if difference is None or not difference.n:
+        return "not measured"
+    change = 100 * (exponential(difference.mean) - 1)
+    words = f"{number(abs(change))} % {'lower' if change < 0 else 'higher'}" if abs(change) >= 0.05 else "the same"
+    if math.isnan(difference.p):
+        return f"{words} (one pair)"
+    low, high = sorted(100 * (exponential(x) - 1) for x in (difference.low, difference.high))
+    return f"{words} (95 % between {low:+.1f} and {high:+.1f} %, {probability(difference.p)})"
+
+
+def _to_target(best: Outcome) -> str:
+    if best.steps_share is None or best.seconds_share is None:
+        return f"It came to the last perplexity of {best.target} in none of {best.n} runs."
+    return (
+        f"It came to the last perplexity of {best.target} in {best.reached} of {best.n} runs, after "
+        f"{100 * best.steps_share.mean:.0f} % of its updates and {100 * best.seconds_share.mean:.0f} % of its time."
+    )
+
+
+def _perplexity(outcome: Outcome) -> str:
+    return number(exponential(outcome.final.mean))
+
+
+def _split(outcome: Outcome) -> str:
+    return outcome.metric.removesuffix("_loss").replace("_", " ")
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"

@@ -1,0 +1,58 @@
+"""Numbers of a comparison as people read them."""
+
+import math
+
+from greats_jax.experiments.statistics import Difference, Interval
+
+
+def is_loss(metric: str) -> bool:
+    """Whether a metric is a loss in nats per token, which is shown as a perplexity."""
+    return metric.split("/")[-1].endswith("_loss")
+
+
+def number(value: float) -> str:
+    """Four significant digits; - for none."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def perplexity(loss: Interval) -> str:
+    """A mean loss as a perplexity with its interval: 12.3 [11.9, 12.8]. It is the geometric mean of perplexities."""
+    return with_limits(Interval(exponential(loss.mean), exponential(loss.low), exponential(loss.high), loss.n))
+
+
+def with_limits(value: Interval) -> str:
+    """12.3 [11.9, 12.8], or the mean alone where there is no interval."""
+    if math.isnan(value.low) or math.isnan(value.high):
+        return number(value.mean)
+    return f"{number(value.mean)} [{number(value.low)}, {number(value.high)}]"
+
+
+def relative(difference: Difference | None) -> str:
+    """A difference of losses as that of perplexities in percent: -3.2 % [-5.0, -1.1], p 0.01."""
+    if difference is None or not difference.n:
+        return ""
+    mean = f"{percent(difference.mean)} %"
+    if math.isnan(difference.low):
+        return mean
+    return f"{mean} [{percent(difference.low)}, {percent(difference.high)}], {probability(difference.p)}"
+
+
+def percent(difference: float) -> str:
+    """A difference of losses as that of perplexities in percent, signed."""
+    value = 100 * (exponential(difference) - 1)
+    return f"{value:+,.0f}" if abs(value) >= 100 else f"{value:+.1f}"
+
+
+def probability(p: float) -> str:
+    """A p-value: p 0.03."""
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}" if p < 0.1 else f"p {p:.2f}"
+
+
+def exponential(value: float) -> float:
+    """exp, infinite where that overflows."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
