@@ -74,6 +74,21 @@ def build_parser() -> _Parser:
     _add_config(compare)
     compare.set_defaults(run=_compare)
 
+    report = commands.add_parser(
+        "report", help="write what runs and comparisons did, chose and cost as one HTML file",
+        description="Write one HTML file, with its pictures beside it, of runs and comparisons: greats report "
+        "runs/compare-quickstart, or greats report runs/a runs/b --output both.html",
+    )  # fmt: skip
+    _add_folders(report)
+    report.add_argument(
+        "--output", metavar="FILE", help="the file (default: report.html in the folder, or here for several)"
+    )
+    report.set_defaults(run=_report)
+
+    inspect = commands.add_parser("inspect", help="print what greats report writes, in the terminal")
+    _add_folders(inspect)
+    inspect.set_defaults(run=_inspect)
+
     evaluate = commands.add_parser("evaluate", help="measure a finished run's model on its task again")
     _add_run(evaluate)
     evaluate.add_argument("--n-test", type=_count, help="test examples (default: as in the run)")
@@ -151,6 +166,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="the folder that greats train wrote")
 
 
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folders", metavar="FOLDER", nargs="+", help="a run, a comparison, or a folder that holds several runs"
+    )
+
+
 def _count(text: str) -> int:
     """A positive whole number."""
     if not text.isdigit() or int(text) < 1:
@@ -193,6 +214,18 @@ def _plan(arguments: argparse.Namespace) -> int:
     from greats_jax.cli.plan import show_plan
 
     return show_plan(arguments.config, arguments.overrides, arguments.devices, arguments.memory)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from greats_jax.cli.report import report
+
+    return report(arguments.folders, arguments.output)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from greats_jax.cli.inspect import inspect
+
+    return inspect(arguments.folders)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,304 @@
+"""The section on what was selected: by source, length and loss, in the course of training, by which method."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from greats_jax.experiments.report.document import Block, Chart, Charts, Key, Section, Table
+from greats_jax.experiments.report.examples import Texts
+from greats_jax.experiments.report.members import Members
+from greats_jax.experiments.report.numbers import listed, number, percent, times
+from greats_jax.experiments.report.overlap import Overlap, overlaps
+from greats_jax.experiments.report.picks import (
+    Candidacies,
+    Course,
+    Shares,
+    by_length,
+    by_loss,
+    by_source,
+    chooses,
+    course,
+    length_edges,
+    mean_course,
+    mean_shares,
+)
+from greats_jax.experiments.report.pictures import line_style
+from greats_jax.experiments.report.styles import INK, MUTED, style, styles_in_order
+from greats_jax.training.step import TARGET_ONLY
+
+_MOST_SOURCES = 8  # more cannot be told apart in a picture; the others are shown as one
+_COURSES = 3  # methods whose choice is followed through training
+
+Picks = Mapping[str, Sequence[Candidacies]]
+"""Candidates and choices of every run, by method."""
+
+
+def choosing(picks: Picks) -> dict[str, Sequence[Candidacies]]:
+    """The methods that leave candidates out, and choose from the pool."""
+    return {
+        method: runs for method, runs in picks.items() if method != TARGET_ONLY and any(chooses(run) for run in runs)
+    }
+
+
+def choice_section(members: Members, picks: Picks, texts: Texts, styles: Mapping[str, int]) -> Section:
+    """What the methods chose, over all seeds and settings; each run counts the same."""
+    found = choosing(picks)
+    if not found:
+        said = "Every candidate was learned from: nothing was selected in these runs."
+        return Section("selected", "What was selected", (said,))
+    sources = _few({method: mean_shares([by_source(run) for run in runs]) for method, runs in found.items()})
+    keys = tuple(Key(method, styles[method]) for method in found)
+    blocks: list[Block] = [_in_words(method, sources[method]) for method in members.asked if method in sources]
+    blocks.append(
+        Charts(
+            (_source_chart(sources, styles), *_loss_chart(found, styles), *_length_chart(found, texts, styles)), keys
+        )
+    )
+    if texts.missing:
+        blocks.append(f"Lengths are not known, since the data cannot be read any more: {texts.missing}.")
+    blocks += _courses([method for method in members.asked if method in found], found)
+    blocks += _overlap(members, found)
+    return Section("selected", "What was selected", tuple(blocks))
+
+
+def _in_words(method: str, shares: Shares) -> str:
+    seen = [i for i in range(len(shares.names)) if shares.candidates[i] > 0]
+    if len(seen) < 2:
+        return f"`{method}` chose among the examples of one source, {shares.names[0]}."
+    order = sorted(seen, key=lambda i: -shares.ratio[i])
+    most, least = order[0], order[-1]
+    return (
+        f"`{method}` took {shares.names[most]} {shares.ratio[most]:.2f} times as often as chance would "
+        f"({percent(shares.candidates[most])} of the candidates, {percent(shares.chosen[most])} of the chosen), and "
+        f"{shares.names[least]} {shares.ratio[least]:.2f} times as often ({percent(shares.candidates[least])} and "
+        f"{percent(shares.chosen[least])})."
+    )
+
+
+def _few(by_method: Mapping[str, Shares]) -> dict[str, Shares]:
+    """The sources that most candidates came from, the same ones for all methods, and the rest as one."""
+    total: dict[str, float] = {}
+    for one in by_method.values():
+        for name, share in zip(one.names, one.candidates.tolist(), strict=True):
+            total[name] = total.get(name, 0.0) + share
+    order = sorted(total, key=lambda name: (-total[name], name))
+    if len(order) > _MOST_SOURCES:
+        order = order[: _MOST_SOURCES - 1]
+    return {method: _gathered(one, order) for method, one in by_method.items()}
+
+
+def _gathered(shares: Shares, order: Sequence[str]) -> Shares:
+    place = {name: i for i, name in enumerate(shares.names)}
+    candidates = [float(shares.candidates[place[n]]) if n in place else 0.0 for n in order]
+    chosen = [float(shares.chosen[place[n]]) if n in place else 0.0 for n in order]
+    others = len(set(shares.names) - set(order))
+    names = list(order)
+    if others:
+        names.append(f"{others} others")
+        candidates.append(max(0.0, 1 - sum(candidates)))
+        chosen.append(max(0.0, 1 - sum(chosen)))
+    return Shares(tuple(names), np.array(candidates), np.array(chosen))
+
+
+def _source_chart(by_method: Mapping[str, Shares], styles: Mapping[str, int]) -> Chart:
+    names = next(iter(by_method.values())).names
+    chance = np.mean([shares.candidates for shares in by_method.values()], axis=0)
+    rows = np.arange(len(names))[::-1]
+
+    def draw(axes: Any) -> None:
+        axes.barh(rows, chance, 0.72, color=MUTED, alpha=0.28, linewidth=0)
+        offsets = np.linspace(0.24, -0.24, len(by_method)) if len(by_method) > 1 else [0.0]
+        for (method, shares), offset in zip(by_method.items(), offsets, strict=True):
+            look = line_style(styles[method]) | {"linestyle": "none", "markersize": 6}
+            axes.plot(shares.chosen, rows + offset, **look)
+        axes.set_yticks(rows, [_short(name) for name in names])
+        axes.grid(axis="y", visible=False)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(_percent_tick)
+        axes.set_xlabel("share of the chosen (bar: of the candidates)")
+
+    table = Table(
+        ("source", "candidates", *by_method),
+        tuple(
+            (
+                names[i],
+                percent(float(chance[i])),
+                *(f"{percent(float(s.chosen[i]))} ({times(float(s.ratio[i]))})" for s in by_method.values()),
+            )
+            for i in range(len(names))
+        ),
+        caption="Share of the candidates and of what each method chose, and how many times as often as by chance.",
+    )
+    says = f"For each source, its share of the candidates and of what {_those(by_method)} chose."
+    height = max(0.55, 0.2 + 0.075 * len(names))
+    return Chart("by-source", "By source", says, draw, table, height=height)
+
+
+def _loss_chart(found: Picks, styles: Mapping[str, int]) -> list[Chart]:
+    by_method = {}
+    for method, runs in found.items():
+        ranked = [shares for run in runs if (shares := by_loss(run)) is not None]
+        if ranked:
+            by_method[method] = mean_shares(ranked)
+    if not by_method or max(len(shares.names) for shares in by_method.values()) < 2:
+        return []
+    says = f"How often {_those(by_method)} chose candidates by the rank of their loss in the batch; 1 is chance."
+    label = "rank of the loss in its batch"
+    return [_ratio_chart("by-loss", "By loss", says, label, by_method, styles, ends=("smallest", "largest"))]
+
+
+def _length_chart(found: Picks, texts: Texts, styles: Mapping[str, int]) -> list[Chart]:
+    if not texts.lengths:
+        return []
+    seen = {name for runs in found.values() for run in runs for name in run.names}
+    lengths = [length for name, length in texts.lengths.items() if name in seen]
+    if not lengths or len(edges := length_edges(lengths)) < 3:
+        return []
+    by_method = {}
+    for method, runs in found.items():
+        groups = [shares for run in runs if (shares := by_length(run, texts.lengths, edges)) is not None]
+        if groups:
+            by_method[method] = mean_shares(groups)
+    says = f"How often {_those(by_method)} chose candidates by their length in tokens; 1 is chance."
+    return [_ratio_chart("by-length", "By length", says, "tokens of an example", by_method, styles)]
+
+
+def _ratio_chart(
+    name: str,
+    title: str,
+    says: str,
+    label: str,
+    by_method: Mapping[str, Shares],
+    styles: Mapping[str, int],
+    ends: tuple[str, str] | None = None,
+) -> Chart:
+    names = max((shares.names for shares in by_method.values()), key=len)
+
+    def draw(axes: Any) -> None:
+        axes.axhline(1, color=INK, linewidth=0.9)
+        for method, shares in by_method.items():
+            # A run of smaller batches has fewer ranks: they are spread over the same width.
+            where = np.linspace(0, len(names) - 1, len(shares.names))
+            axes.plot(where, shares.ratio, **line_style(styles[method]))
+        if ends:
+            axes.set_xticks([0, len(names) - 1], list(ends))
+        else:
+            every = list(range(0, len(names), 1 if len(names) <= 5 else 2))
+            axes.set_xticks(every, [names[i].replace(" to ", "–") for i in every])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(label)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
+
+    rows = []
+    for i, group in enumerate(names):
+        cells = (times(float(s.ratio[i])) if i < len(s.names) else "" for s in by_method.values())
+        rows.append((group, *cells))
+    table = Table((label, *by_method), tuple(rows), caption="How many times as often as by chance.")
+    return Chart(name, title, says, draw, table)
+
+
+def _courses(methods: Sequence[str], found: Picks) -> list[Block]:
+    charts = []
+    sources: dict[str, int] = {}
+    for number_, method in enumerate(methods[:_COURSES]):
+        moved = mean_course([course(run) for run in found[method]])
+        names = [name for name, _ in sorted(_totals(moved).items(), key=lambda item: -item[1])][:_MOST_SOURCES]
+        if len(names) < 2 or len(moved.steps) < 2:
+            continue
+        sources = sources or styles_in_order(names)
+        charts.append(_course_chart(f"course-{number_}", method, moved, [n for n in names if n in sources], sources))
+    if not charts:
+        return []
+    said = "Share of each source in what was chosen, in ten equal parts of the run."
+    return [said, Charts(tuple(charts), tuple(Key(name, number_) for name, number_ in sources.items()))]
+
+
+def _totals(moved: Course) -> dict[str, float]:
+    return dict(zip(moved.names, moved.candidates.sum(axis=0).tolist(), strict=True))
+
+
+def _course_chart(name: str, method: str, moved: Course, names: Sequence[str], styles: Mapping[str, int]) -> Chart:
+    place = {source: i for i, source in enumerate(moved.names)}
+
+    def draw(axes: Any) -> None:
+        for source in names:
+            axes.plot(moved.steps, moved.chosen[:, place[source]], **line_style(styles[source]))
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(_percent_tick)
+        axes.set_xlabel("update")
+
+    rows = tuple(
+        (number(float(step)), *(percent(float(moved.chosen[i, place[source]])) for source in names))
+        for i, step in enumerate(moved.steps)
+    )
+    table = Table(("update", *names), rows, caption=f"Share of each source in what {method} chose.")
+    says = f"The share of each source in what {method} chose, over the run."
+    return Chart(name, f"In the course of training: {method}", says, draw, table)
+
+
+def _overlap(members: Members, found: Picks) -> list[Block]:
+    order = [(setting, seed) for setting in members.settings for seed in members.seeds]
+    records: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
+    for method in found:
+        runs = {(m.setting, m.seed): m.run.selections for m in members.runs if m.method == method}
+        records[method] = [runs.get(key, ()) for key in order]
+    pairs = overlaps(records)
+    if not pairs:
+        return []
+    most = max(pairs, key=lambda pair: pair.jaccard - pair.chance)
+    said = (
+        "Overlap: of what either of two methods chose from the same candidates, the share that both chose. "
+        f"`{most.first}` and `{most.second}` agree most, {percent(most.jaccard, 0)} where chance would give "
+        f"{percent(most.chance, 0)}."
+    )
+    table = Table(
+        ("methods", "both chose", "by chance", "batches"),
+        tuple((f"{p.first}, {p.second}", percent(p.jaccard), percent(p.chance), f"{p.batches:,}") for p in pairs),
+        caption="Jaccard index of the choices, mean over batches of the same candidates.",
+    )
+    if len(found) < 3:
+        return [said, table]
+    return [said, Charts((_overlap_chart(list(found), pairs, table),))]
+
+
+def _overlap_chart(methods: Sequence[str], pairs: Sequence[Overlap], table: Table) -> Chart:
+    value = {frozenset((pair.first, pair.second)): pair for pair in pairs}
+    rows, columns = methods[1:], methods[:-1]
+
+    def draw(axes: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        for y, one in enumerate(rows):
+            for x, other in enumerate(columns):
+                pair = value.get(frozenset((one, other)))
+                if pair is None or x > y:
+                    continue
+                blue = style(1).light
+                axes.add_patch(
+                    Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, facecolor=blue, alpha=0.6 * pair.jaccard, linewidth=0)
+                )
+                axes.text(x, y - 0.12, f"{pair.jaccard:.0%}", ha="center", va="center")
+                axes.text(x, y + 0.24, f"({pair.chance:.0%})", ha="center", va="center", fontsize=7, color=MUTED)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=20, ha="right")
+        axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.spines["bottom"].set_visible(False)
+
+    says = "For every two methods, how much of what either chose both chose, and in brackets what chance would give."
+    return Chart("overlap", "Agreement of methods (by chance)", says, draw, table, height=0.2 + 0.13 * len(methods))
+
+
+def _those(methods: Mapping[str, Any]) -> str:
+    return listed(list(methods))
+
+
+def _short(name: str, longest: int = 18) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def _percent_tick(value: float, _: int) -> str:
+    return f"{100 * value:.3g} %"

@@ -1,0 +1,179 @@
+"""The runs that a report is about, whether they were named one by one or belong to a comparison."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from greats_jax.errors import RunError
+from greats_jax.experiments.manifest import Manifest, is_comparison
+from greats_jax.training.config_loading import plain
+from greats_jax.training.result import RunResult
+from greats_jax.training.run_folder import CONFIG, SUMMARY
+
+_OF_THE_RUN = ("method", "seed", "output")  # keys by which runs of one setting differ anyway
+
+
+class Member(NamedTuple):
+    """One run of a report.
+
+    Attributes:
+        setting: What it was run with, where the runs differ by more than method and seed; else "".
+        method: Its method, as tables name it.
+        seed: Its seed.
+        run: What its folder holds.
+    """
+
+    setting: str
+    method: str
+    seed: int
+    run: RunResult
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """Records of its updates."""
+        return [record for record in self.run.metrics if record["event"] == "step"]
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Records of its evaluations."""
+        return [record for record in self.run.metrics if record["event"] == "evaluation"]
+
+
+class Members(NamedTuple):
+    """All runs of a report.
+
+    Attributes:
+        title: What they are called together.
+        runs: The runs, by setting, method and seed in the order of tables.
+        asked: The methods that the report is about; the others are what they are compared with.
+        target: The method that time-to-target is measured against.
+        notes: What a reader must know of runs that are missing or have not ended.
+    """
+
+    title: str
+    runs: tuple[Member, ...]
+    asked: tuple[str, ...]
+    target: str
+    notes: tuple[str, ...]
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Settings, in the order of tables."""
+        return tuple(dict.fromkeys(member.setting for member in self.runs))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods, in the order of tables."""
+        return tuple(dict.fromkeys(member.method for member in self.runs))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds, ascending."""
+        return tuple(sorted({member.seed for member in self.runs}))
+
+    def of(self, setting: str, method: str) -> list[Member]:
+        """Runs of one setting and method, one for each seed."""
+        return [member for member in self.runs if member.setting == setting and member.method == method]
+
+
+CONTROLS = ("regular", "random_k", "target_only", "greats_first_order", "max_loss", "grad_norm")
+"""Methods that others are compared with, if there are others."""
+
+
+def gather(folders: Sequence[Path]) -> Members:
+    """Read runs and comparisons.
+
+    Args:
+        folders: Run folders, folders of comparisons, or folders that hold run folders.
+
+    Raises:
+        RunError: There is no run in a folder, or none that has been evaluated.
+    """
+    listed: list[tuple[str | None, str, RunResult]] = []
+    notes: list[str] = []
+    asked: tuple[str, ...] = ()
+    target = "regular"
+    for folder in folders:
+        if is_comparison(folder):
+            manifest = Manifest.load(folder)
+            missing = [one.folder.name for one in manifest.runs if not (one.folder / CONFIG).is_file()]
+            notes += _absent(missing, len(manifest.runs), manifest.failed)
+            order = {name: place for place, name in enumerate(manifest.settings)}
+            methods = {name: place for place, name in enumerate(manifest.methods)}
+            there = [one for one in manifest.runs if one.folder.name not in missing]
+            for one in sorted(there, key=lambda one: (order.get(one.setting, 0), methods.get(one.method, 0), one.seed)):
+                listed.append((one.setting, one.method, read_run(one.folder)))
+            asked, target = manifest.asked, manifest.target
+        else:
+            runs = [read_run(path) for path in _run_folders(folder)]
+            listed += [(None, run.config.method, run) for run in runs]
+    listed = [one for one in listed if any(record["event"] == "evaluation" for record in one[2].metrics)]
+    if not listed:
+        raise RunError(f"{', '.join(map(str, folders))}: no run here has been evaluated yet; nothing can be reported")
+    unfinished = [run.folder.name for _, _, run in listed if run.status != "finished"]
+    if unfinished:
+        notes.append(f"Not finished, and shown as far as they went: {', '.join(unfinished)}.")
+    members = _named(listed)
+    every = tuple(dict.fromkeys(member.method for member in members))
+    asked = asked or tuple(method for method in every if method not in CONTROLS) or every[:1]
+    title = folders[0].resolve().name if len(folders) == 1 else f"{len(members)} runs"
+    return Members(title, members, asked, target if target in every else every[0], tuple(notes))
+
+
+def read_run(folder: Path) -> RunResult:
+    """A run that has ended, or what an unfinished one has written so far."""
+    if (folder / SUMMARY).is_file() or not (folder / CONFIG).is_file():
+        return RunResult.load(folder)
+    return RunResult.interrupted(folder)
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    """The folder itself, or the run folders right inside it."""
+    if (folder / CONFIG).is_file() or not folder.is_dir():
+        return [folder]
+    inside = sorted(path for path in folder.iterdir() if (path / CONFIG).is_file())
+    return inside or [folder]
+
+
+def _absent(missing: Sequence[str], count: int, failed: dict[str, str]) -> list[str]:
+    notes = [f"The run {name} failed: {why}" for name, why in failed.items()]
+    waiting = [name for name in missing if name not in failed]
+    if waiting:
+        notes.append(f"{len(waiting)} of the {count} runs of the comparison have not been made yet.")
+    return notes
+
+
+def _named(listed: Sequence[tuple[str | None, str, RunResult]]) -> tuple[Member, ...]:
+    """Runs with the settings by which those of the same method and seed differ."""
+    count = Counter((setting, method, run.config.seed) for setting, method, run in listed)
+    clash = {key for key, number in count.items() if number > 1}
+    flats = [flat(plain(run.config)) for _, _, run in listed]
+    differing = [
+        key
+        for key in dict.fromkeys(key for one in flats for key in one)
+        if key.split(".")[0] not in _OF_THE_RUN and len({one.get(key) for one in flats}) > 1
+    ]
+    members = []
+    taken: set[tuple[str, str, int]] = set()
+    for (setting, method, run), one in zip(listed, flats, strict=True):
+        if setting is None:
+            setting = ", ".join(f"{key}={one.get(key)}" for key in differing) if clash else ""
+        if (setting, method, run.config.seed) in taken:  # the same run twice, or the same again
+            setting = ", ".join(filter(None, (setting, run.folder.resolve().name)))
+        taken.add((setting, method, run.config.seed))
+        members.append(Member(setting, method, run.config.seed, run))
+    order = {name: place for place, name in enumerate(dict.fromkeys(member.setting for member in members))}
+    methods = {name: place for place, name in enumerate(dict.fromkeys(member.method for member in members))}
+    return tuple(sorted(members, key=lambda m: (order[m.setting], methods[m.method], m.seed)))
+
+
+def flat(tree: Any, above: str = "") -> dict[str, str]:
+    """Dotted keys of nested sections and lists, with their values as text."""
+    if isinstance(tree, (dict, list)) and tree:
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        found: dict[str, str] = {}
+        for key, value in items:
+            found |= flat(value, f"{above}.{key}" if above else str(key))
+        return found
+    return {above: "null" if tree is None else str(tree)}

@@ -1,0 +1,74 @@
+"""A report as one HTML file that needs nothing else: no script, no network, and nothing in it is run."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
+
+from greats_jax import __version__
+from greats_jax.errors import RunError
+from greats_jax.experiments.report.document import (
+    Block,
+    Chart,
+    Charts,
+    Examples,
+    Folded,
+    Report,
+    Table,
+)
+from greats_jax.experiments.report.pictures import svg, swatch
+from greats_jax.experiments.report.styles import variables
+
+_TEMPLATE = "page.html.jinja"
+
+
+def page(report: Report, date: str) -> str:
+    """The HTML of a report. What it quotes (texts of examples, names, settings) is shown, never interpreted.
+
+    Args:
+        report: The report.
+        date: When it was made, as shown at its end.
+    """
+    # All that is quoted may have been written to do harm: everything is escaped unless it is `Markup`.
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+                              lstrip_blocks=True)  # fmt: skip
+    environment.filters |= {
+        "inline": _inline,
+        "kind": _kind,
+        "picture": _picture,
+        "swatch": lambda k: Markup(swatch(k)),
+    }
+    lead, rest = _headline(report.verdict)
+    return environment.get_template(_TEMPLATE).render(
+        report=report, lead=lead, rest=rest, colours=variables().values(), date=date, version=__version__
+    )
+
+
+def _headline(verdict: str) -> tuple[str, Sequence[str]]:
+    """The first sentence of a verdict, and the paragraphs that are left; of several paragraphs none is the first."""
+    paragraphs = verdict.split("\n\n")
+    if len(paragraphs) > 1:
+        return "", paragraphs
+    found = re.match(r"(?:Of [^.]*\. )?.*?[.](?= [A-Z`]|$)", paragraphs[0], re.DOTALL)
+    end = found.end() if found else len(paragraphs[0])
+    return paragraphs[0][:end], [paragraphs[0][end:].strip()] if paragraphs[0][end:].strip() else []
+
+
+def _inline(text: str) -> Markup:
+    """Escaped text in which what stands between backticks is set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _kind(block: Block) -> str:
+    names = {Table: "table", Charts: "charts", Examples: "examples", Folded: "folded"}
+    return names.get(type(block), "text")
+
+
+def _picture(chart: Chart) -> Markup:
+    """The picture, or nothing where matplotlib is missing: its numbers are there in any case."""
+    try:
+        return Markup(svg(chart))
+    except RunError:
+        return Markup("")

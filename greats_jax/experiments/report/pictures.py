@@ -1,0 +1,164 @@
+"""Charts as SVG that takes its colours from the page, and as PNG files; matplotlib is the extra `plots`."""
+
+import io
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from greats_jax.errors import RunError
+from greats_jax.experiments.report.document import Chart, Key
+from greats_jax.experiments.report.styles import GRID, INK, MUTED, PAPER, style, variables
+from greats_jax.training.plots import figure_class
+
+_WIDTH = 4.3
+"""Inches. On a telephone a chart is as wide as the page, 340 points of CSS or so, and its text 10 of them high."""
+
+_SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text: it can be read out, searched, and set in the page's own type
+    "font.size": 9,
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib: a picture is the same on every machine
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.7,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.facecolor": "none",
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 3.2,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "ytick.labelsize": 8.5,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+}
+
+
+def svg(chart: Chart) -> str:
+    """The chart as an SVG element for an HTML page, without legend and title, which the page sets.
+
+    Raises:
+        RunError: matplotlib is not installed.
+    """
+    text = io.StringIO()
+    _draw(chart, text, {"format": "svg", "metadata": {"Date": None}}, with_legend=False)
+    return _for_page(text.getvalue(), chart)
+
+
+def write_pngs(charts: Sequence[Chart], folder: Path) -> list[Path]:
+    """Write every chart as a picture of its own, on white, with title and legend; return the files.
+
+    Raises:
+        RunError: matplotlib is not installed, or the files cannot be written.
+    """
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for chart in charts:
+            path = folder / f"{chart.name}.png"
+            _draw(chart, path, {"format": "png", "dpi": 200, "facecolor": "white"}, with_legend=True)
+            paths.append(path)
+    except OSError as error:
+        raise RunError(f"{folder}: the pictures cannot be written ({error.strerror or error})") from None
+    return paths
+
+
+def swatch(key: Key) -> str:
+    """A piece of the line of a legend's entry, as an SVG element."""
+    name = variables()[style(key.style).light][0]
+    dashes = " ".join(f"{length * 1.2:g}" for length in style(key.style).dashes)
+    dash = f' stroke-dasharray="{dashes}"' if dashes else ""
+    return (
+        '<svg class="swatch" width="34" height="12" viewBox="0 0 34 12" aria-hidden="true">'
+        f'<line x1="0" y1="6" x2="34" y2="6" style="stroke:var(--{name});stroke-width:2.4"{dash}/>'
+        f'<g style="fill:var(--{name})">{_MARKS[style(key.style).marker]}</g></svg>'
+    )
+
+
+_MARKS = {
+    "s": '<rect x="13.5" y="2.5" width="7" height="7"/>',
+    "o": '<circle cx="17" cy="6" r="4"/>',
+    "^": '<path d="M17 1.5 21.5 10h-9z"/>',
+    "D": '<path d="M17 1l5 5-5 5-5-5z"/>',
+    "v": '<path d="M17 10.5 12.5 2h9z"/>',
+    "P": '<path d="M15.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z"/>',
+    "X": '<path d="M13.5 1l3.5 3 3.5-3 2 2-3.5 3 3.5 3-2 2-3.5-3-3.5 3-2-2 3.5-3-3.5-3z"/>',
+    "*": '<path d="M17 .5l1.5 3.8 4 .3-3.100 2.600 1 4-3.400-2.200-3.400 2.200 1-4-3.100-2.600 4-.3z"/>',
+}
+"""Matplotlib's markers, drawn by hand."""
+
+
+def _draw(chart: Chart, target: Any, how: dict[str, Any], with_legend: bool) -> None:
+    figure_class()  # says what to install
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    settings: Any = {**_SETTINGS, "svg.hashsalt": chart.name}
+    with matplotlib.rc_context(settings):
+        rows = -(-len(chart.keys) // 3) if with_legend else 0
+        figure = Figure(figsize=(_WIDTH, _WIDTH * chart.height + 0.22 * rows), layout="constrained")
+        axes = figure.subplots()
+        chart.draw(axes)
+        if with_legend:
+            axes.set_title(chart.title, loc="left")
+            handles = [Line2D([], [], label=key.name, **line_style(key.style)) for key in chart.keys]
+            if handles:
+                figure.legend(handles=handles, loc="outside lower left", ncols=3)
+        figure.savefig(target, **how)
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Arguments of matplotlib's `plot` for a style."""
+    chosen = style(number)
+    return {
+        "color": chosen.light,
+        "linestyle": (0, chosen.dashes) if chosen.dashes else "-",
+        "marker": chosen.marker,
+        "markeredgecolor": PAPER,
+        "markeredgewidth": 0.6,
+    }
+
+
+def _for_page(text: str, chart: Chart) -> str:
+    """What matplotlib wrote, made fit for a page with other pictures: own names, and colours that the page decides."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{chart.name}-\1"', text)
+    text = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{chart.name}-", text)
+    text = text.replace("xlink:href", "href")
+    for light, (name, _, _) in variables().items():
+        text = re.sub(light, f"var(--{name})", text, flags=re.IGNORECASE)
+    # The size of the type stays, its face is that of the page.
+    text = re.sub(r"font: (?:(\w+) )?([\d.]+)px [^;\"]+", _font, text)
+    text = re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)
+    text = re.sub(r">\s+<", "><", text)
+    opening = text[: text.index(">")]
+    view = re.search(r'viewBox="([^"]+)"', opening)
+    head = (
+        f'<svg viewBox="{view[1] if view else ""}" role="img" aria-labelledby="{chart.name}-t {chart.name}-d">'
+        f'<title id="{chart.name}-t">{escape(chart.title)}</title><desc id="{chart.name}-d">{escape(chart.says)}</desc>'
+    )
+    return head + text[text.index(">") + 1 :].strip()
+
+
+def _font(found: re.Match[str]) -> str:
+    weight = f"font-weight: {found[1]}; " if found[1] else ""
+    return f"{weight}font-size: {found[2]}px"

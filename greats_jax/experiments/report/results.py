@@ -1,0 +1,248 @@
+"""The sections on what came out: curves, and tables of the methods."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from greats_jax.experiments.curves import Curve
+from greats_jax.experiments.outcomes import TARGET_ONLY, Outcome
+from greats_jax.experiments.report.curve_charts import curve_chart, logarithmic, title_of, training_chart
+from greats_jax.experiments.report.document import Block, Chart, Charts, Key, Section, Table
+from greats_jax.experiments.report.members import Members
+from greats_jax.experiments.report.numbers import MISSING, duration, percent
+from greats_jax.experiments.report.pictures import line_style
+from greats_jax.experiments.report.styles import INK
+from greats_jax.experiments.statistics import Difference, Interval
+from greats_jax.experiments.wording import exponential, is_loss, perplexity, relative, with_limits
+
+_MOST_SCORES = 12  # charts of scores other than the two losses
+
+
+def methods_section(found: Sequence[Outcome]) -> Section:
+    """Tables of the methods: at equal updates, time and candidates, against the controls, and time to target."""
+    first = found[0]
+    several = len({outcome.setting for outcome in found}) > 1
+    blocks: list[Block] = []
+    charts = [_difference_chart(found, several)] if any(outcome.against_random for outcome in found) else []
+    if several:
+        charts = [_setting_chart(found)]
+    if charts:
+        blocks.append(Charts(tuple(charts), charts[0].keys))
+    title = title_of(first.metric)
+    levels = {
+        "equal updates": lambda o: perplexity(o.final),
+        "equal time": lambda o: perplexity(o.equal_seconds),
+        "equal candidates": lambda o: perplexity(o.equal_candidates),
+        "seeds": lambda o: str(o.n),
+    }
+    blocks.append(
+        _table(
+            found,
+            several,
+            levels,
+            f"{title}: mean over seeds and 95 % bootstrap interval. Equal time reads each curve where the fastest "
+            "method of its seed had ended.",
+            best=("final", "equal_seconds", "equal_candidates"),
+        )
+    )
+    if any(o.against_random or o.against_regular for o in found):
+        blocks.append(
+            _table(
+                found,
+                several,
+                {
+                    "to random_k": lambda o: relative(o.against_random) or MISSING,
+                    "in equal time": lambda o: relative(o.against_random_in_time) or MISSING,
+                    "to regular": lambda o: relative(o.against_regular) or MISSING,
+                    "in equal time ": lambda o: relative(o.against_regular_in_time) or MISSING,
+                },
+                f"Difference of the {title.lower()} within seeds: less than 0 is better. 95 % t-interval, and p of the "
+                "paired t-test by Holm's method.",
+            )
+        )
+    if any(o.reached for o in found if o.method != o.target) and first.target in {o.method for o in found}:
+        blocks.append(
+            _table(
+                found,
+                several,
+                {
+                    "reached in": lambda o: f"{o.reached} of {o.n}",
+                    "updates": lambda o: MISSING if o.steps_to_target is None else f"{o.steps_to_target.mean:,.0f}",
+                    "of its updates": lambda o: _share(o.steps_share),
+                    "time": lambda o: MISSING if o.seconds_to_target is None else duration(o.seconds_to_target.mean),
+                    "of its time": lambda o: _share(o.seconds_share),
+                },
+                f"How soon each method came to the last {title.lower()} of {first.target}: means over seeds that did.",
+            )
+        )
+    names = list(dict.fromkeys(name for outcome in found for name in outcome.scores))
+    if names:
+        cells = {title_of(name): _score(name) for name in names}
+        blocks.append(_table(found, several, cells, "What else was measured at the end."))
+    return Section("methods", "Methods", tuple(blocks))
+
+
+def curves_section(members: Members, curves: Sequence[Curve], styles: Mapping[str, int], metric: str) -> Section:
+    """Everything that was measured in the course of training, a line for each method."""
+    blocks: list[Block] = []
+    seeds = len(members.seeds)
+    if seeds > 2:
+        blocks.append(f"Lines are means over {seeds} seeds, bands their 95 % bootstrap intervals.")
+    elif seeds == 2:
+        blocks.append("Thick lines are means over two seeds, thin ones the seeds.")
+    keys = tuple(Key(method, styles[method]) for method in members.methods)
+    for place, setting in enumerate(members.settings):
+        own = [curve for curve in curves if curve.setting == setting]
+        suffix = f"-{place}" if len(members.settings) > 1 else ""
+        charts = []
+        if len(members.runs) == 1 and (chart := training_chart(members.runs[0])) is not None:
+            charts.append(chart)
+        for name, axis in _shown(own, metric, with_all=place == 0):
+            chart = curve_chart(own, name, axis, styles, suffix)
+            if chart is not None:
+                charts.append(chart)
+        if setting and len(members.settings) > 1:
+            blocks.append(f"With {setting}:")
+        if charts:
+            blocks.append(Charts(tuple(charts), keys if len(members.runs) > 1 else ()))
+    return Section("curves", "Curves", tuple(blocks))
+
+
+def _shown(curves: Sequence[Curve], metric: str, with_all: bool) -> list[tuple[str, str]]:
+    """Metrics and axes worth a chart, the most important first."""
+    measured = list(dict.fromkeys(name for curve in curves for name in curve.metrics))
+    others = [name for name in ("test_loss", "validation_loss") if name in measured and name != metric]
+    found = [(metric, "steps"), (metric, "seconds")]
+    if _differ_in_candidates(curves):
+        found.append((metric, "candidates"))
+    found += [(name, "steps") for name in others]
+    if with_all:
+        scores = [n for n in measured if n not in (metric, *others) and not n.endswith("perplexity")]
+        found += [(name, "steps") for name in scores[:_MOST_SCORES]]
+    return found
+
+
+def _differ_in_candidates(curves: Sequence[Curve]) -> bool:
+    """Whether methods saw unequally many candidates after equally many updates."""
+    drawing = [curve for curve in curves if curve.method != TARGET_ONLY and len(curve.steps) and curve.steps[-1] > 0]
+    return len({round(float(curve.candidates[-1] / curve.steps[-1]), 6) for curve in drawing}) > 1
+
+
+def _table(
+    found: Sequence[Outcome],
+    several: bool,
+    columns: Mapping[str, Callable[[Outcome], str]],
+    caption: str,
+    best: Sequence[str] = (),
+) -> Table:
+    setting = ("setting",) if several else ()
+    rows = []
+    for outcome in found:
+        named = (outcome.setting,) if several else ()
+        rows.append((*named, outcome.method, *(cell(outcome) for cell in columns.values())))
+    marked = frozenset(
+        (row, column + 1 + len(setting))
+        for column, name in enumerate(best)
+        for one in dict.fromkeys(outcome.setting for outcome in found)
+        if (row := _lowest(found, one, name)) is not None
+    )
+    head = (*setting, "method", *(name.strip() for name in columns))
+    return Table(head, tuple(rows), left=1 + len(setting), caption=caption, best=marked)
+
+
+def _lowest(found: Sequence[Outcome], setting: str, name: str) -> int | None:
+    values = {
+        row: getattr(outcome, name).mean
+        for row, outcome in enumerate(found)
+        if outcome.setting == setting and math.isfinite(getattr(outcome, name).mean)
+    }
+    return min(values, key=lambda row: values[row]) if len(values) > 1 else None
+
+
+def _share(value: Interval | None) -> str:
+    return MISSING if value is None else percent(value.mean, 0)
+
+
+def _score(name: str) -> Callable[[Outcome], str]:
+    def cell(outcome: Outcome) -> str:
+        value = outcome.scores.get(name)
+        if value is None:
+            return MISSING
+        return perplexity(value) if is_loss(name) else with_limits(value)
+
+    return cell
+
+
+def _difference_chart(found: Sequence[Outcome], several: bool) -> Chart:
+    """Difference of every method to random_k with its interval."""
+    del several
+    rows = [(o.method, o.against_random, o.against_random_in_time) for o in found if o.against_random is not None]
+
+    def draw(axes: Any) -> None:
+        axes.axvline(0, color=INK, linewidth=0.9)
+        for row, (_, at_end, in_time) in enumerate(rows):
+            _interval(axes, row - 0.14, at_end, 1)
+            _interval(axes, row + 0.16, in_time, 2)
+        axes.set_yticks(range(len(rows)), [method for method, _, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("difference to random_k (left is better)")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g} %")
+        axes.locator_params(axis="x", nbins=6)
+
+    table = Table(
+        ("method", "equal updates", "equal time"),
+        tuple((method, relative(one), relative(other)) for method, one, other in rows),
+        caption="Difference of the perplexity to that of random_k, within seeds.",
+    )
+    says = "The difference of each method's perplexity to that of random_k with its 95 % interval."
+    keys = (Key("equal updates", 1), Key("equal time", 2))
+    height = max(0.45, 0.2 + 0.075 * len(rows))
+    return Chart("differences", "Against choosing at random", says, draw, table, keys, height)
+
+
+def _interval(axes: Any, row: float, difference: Difference | None, look: int) -> None:
+    if difference is None or not math.isfinite(difference.mean):
+        return
+    low, mean, high = (100 * (exponential(x) - 1) for x in (difference.low, difference.mean, difference.high))
+    style = line_style(look)
+    if math.isfinite(low) and math.isfinite(high):
+        axes.plot([low, high], [row, row], color=style["color"], linewidth=1.8, linestyle=style["linestyle"])
+    axes.plot([mean], [row], **(style | {"linestyle": "none", "markersize": 6}))
+
+
+def _setting_chart(found: Sequence[Outcome]) -> Chart:
+    """The final loss of every method in each setting."""
+    from greats_jax.experiments.report.styles import styles_of_methods
+
+    settings = list(dict.fromkeys(outcome.setting for outcome in found))
+    methods = list(dict.fromkeys(outcome.method for outcome in found))
+    styles = styles_of_methods(methods)
+    by = {(outcome.setting, outcome.method): outcome.final for outcome in found}
+    metric = found[0].metric
+
+    def draw(axes: Any) -> None:
+        for number, method in enumerate(methods):
+            offset = 0.3 * (number / max(1, len(methods) - 1) - 0.5)
+            places = [i for i, setting in enumerate(settings) if (setting, method) in by]
+            values = [by[settings[i], method] for i in places]
+            look = line_style(styles[method])
+            axes.plot([i + offset for i in places], [exponential(v.mean) for v in values], **look)
+            for i, value in zip(places, values, strict=True):
+                if math.isfinite(value.low):
+                    limits = [exponential(value.low), exponential(value.high)]
+                    axes.plot([i + offset] * 2, limits, color=look["color"], linewidth=1.2)
+        axes.set_xticks(range(len(settings)), [re.sub(r"^.*=", "", setting) for setting in settings])
+        axes.set_xlabel(re.sub(r"=[^=]*$", "", settings[0]))
+        axes.grid(axis="x", visible=False)
+        logarithmic(axes)
+
+    table = Table(
+        ("setting", *methods),
+        tuple((s, *(perplexity(by[s, m]) if (s, m) in by else MISSING for m in methods)) for s in settings),
+        caption=f"{title_of(metric)} at the end, mean and 95 % interval.",
+    )
+    says = f"{title_of(metric)} at the end, for every setting and method."
+    keys = tuple(Key(method, styles[method]) for method in methods)
+    return Chart("settings", f"{title_of(metric)} at the end", says, draw, table, keys)

@@ -1,0 +1,98 @@
+"""A report as lines of text, for a terminal of any width."""
+
+import textwrap
+from collections.abc import Sequence
+
+from greats_jax.experiments.report.document import Block, Charts, Examples, Folded, Report, Table
+
+_FEWEST = 40  # columns below which tables are not cut any narrower
+_CELL = 12  # width that words in a cell keep at least
+_EXAMPLE = 300  # characters of an example
+
+
+def as_text(report: Report, width: int) -> str:
+    """The whole report but for pictures and full configurations, in lines of at most `width` characters."""
+    width = max(_FEWEST, width)
+    lines = [report.title, "=" * min(width, len(report.title)), *_wrapped(report.subtitle, width), ""]
+    for paragraph in report.verdict.split("\n\n"):
+        lines += [*_wrapped(paragraph, width), ""]
+    for section in report.sections:
+        parts = [text for block in section.blocks if (text := _block(block, width))]
+        if parts:
+            lines += [section.title, "-" * len(section.title), "\n\n".join(parts), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _block(block: Block, width: int) -> str:
+    match block:
+        case Table():
+            return _table(block, width)
+        case Charts(charts):
+            return "\n\n".join(f"{chart.title}\n{_table(chart.table, width)}" for chart in charts)
+        case Examples(title, examples):
+            return "\n".join([title, *("\n".join(_example(one, width)) for one in examples)])
+        case Folded():
+            return ""
+        case str():
+            return "\n".join(_wrapped(block.replace("`", ""), width))
+
+
+def _example(one, width: int) -> list[str]:
+    lines = [f"* {one.id} ({one.source}): {one.facts}"]
+    if one.prompt is not None:
+        prompt, answer = (" ".join(_plain(text or "").split()) for text in (one.prompt, one.answer))
+        lines += [_shortened(prompt, _EXAMPLE), f"-> {_shortened(answer, _EXAMPLE)}"]
+    first, *rest = (_wrapped(line, width - 2) for line in lines)
+    return [*first, *(f"  {part}" for lines in rest for part in lines)]
+
+
+def _plain(text: str) -> str:
+    """Without the control characters by which a text could take over the terminal."""
+    return "".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in text)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(_plain(text), width) or [""]
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _table(table: Table, width: int) -> str:
+    """Aligned columns; what is too wide is continued below, with the first column again, and long words are cut."""
+    head = [table.head] if any(table.head) else []
+    rows = [*head, *table.rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
+    words = range(min(table.left, len(widths)))
+    for i in words:
+        widths[i] = min(widths[i], max(_CELL, width // (2 if i == 0 else 3)))
+    parts: list[list[int]] = [[]]
+    for i in range(1, len(widths)):
+        taken = widths[0] + sum(widths[j] + 2 for j in parts[-1])
+        if parts[-1] and taken + widths[i] + 2 > width:
+            parts.append([])
+        parts[-1].append(i)
+    texts = []
+    for part in parts:
+        lines = []
+        for row in rows:
+            cells = [
+                _cell(row[i], min(widths[i], width - widths[0] - 2 if i else width), i < table.left) for i in (0, *part)
+            ]
+            lines.append("  ".join(cells).rstrip())
+        if head:
+            lines.insert(1, "  ".join("-" * len(cell) for cell in cells_of(rows[0], (0, *part), widths, width)))
+        texts.append("\n".join(lines))
+    caption = ["\n".join(_wrapped(table.caption, width))] if table.caption else []
+    return "\n".join(["\n\n".join(texts), *caption])
+
+
+def cells_of(row: Sequence[str], part: Sequence[int], widths: Sequence[int], width: int) -> list[str]:
+    """Blank cells as wide as the columns."""
+    return [" " * min(widths[i], width - widths[0] - 2 if i else width) for i in part]
+
+
+def _cell(text: str, width: int, left: bool) -> str:
+    text = _shortened(_plain(text), width)
+    return text.ljust(width) if left else text.rjust(width)
