@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from greats_jax.cli.tables import aligned
 from greats_jax.training.events import Evaluated, Event, Noticed, Started, Stepped
+from greats_jax.training.summary import task_scores
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
 
@@ -44,9 +45,10 @@ class Console:
                 self._step(step, metrics)
             case Evaluated(step, metrics):
                 self._perplexity = metrics["validation_perplexity"]
+                scores = "".join(f", {_words(name)} {_number(value)}" for name, value in task_scores(metrics).items())
                 self._say(
                     f"step {step}: validation perplexity {_number(metrics['validation_perplexity'])}, "
-                    f"test perplexity {_number(metrics['test_perplexity'])}"
+                    f"test perplexity {_number(metrics['test_perplexity'])}{scores}"
                 )
             case Noticed(text):
                 self._say(text)
@@ -116,6 +118,9 @@ def closing_table(summary: dict[str, Any]) -> str:
     for split in ("validation", "test"):
         name = f"{split}_perplexity"
         rows.append((f"{split} perplexity", _number(before.get(name)), _number(after.get(name))))
+    rows += [
+        (_words(name), _number(before.get(name)), _number(after.get(name))) for name in task_scores(before | after)
+    ]
     parts = [aligned(rows)]
     if sources := summary["sources"]:
         rows = [("source", "of candidates", "of chosen", "ratio")]
@@ -161,3 +166,8 @@ def duration(seconds: float) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.3f}" if value < 1000 else f"{value:.4g}"
+
+
+def _words(name: str) -> str:
+    """`mmlu/test_exact_match` as `mmlu test exact match`."""
+    return name.replace("/", " ").replace("_", " ")

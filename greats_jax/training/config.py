@@ -242,6 +242,8 @@ class TrainConfig:
         compilation_cache: Folder that keeps compiled programs between runs; null for JAX_COMPILATION_CACHE_DIR, if set.
         evaluate_every: Updates between evaluations of validation and test perplexity; null for before and after only.
         evaluate_batch: Examples evaluated at once.
+        measure: When the task's own scores (accuracy, F1, ...) are measured besides perplexity: never, at both ends of
+            the run, or always, at every evaluation. A task without questions has none.
         checkpoint: When the state is saved, so that greats train --resume goes on from there.
         guards: What the run watches in its own numbers, and when it stops because of them.
         output: Run folder to create; {method}, {seed} and {task} are filled in.
@@ -274,6 +276,7 @@ class TrainConfig:
     compilation_cache: str | None = None
     evaluate_every: int | None = None
     evaluate_batch: int = 8
+    measure: Literal["never", "ends", "always"] = "ends"
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     output: str = "runs/{task}-{method}-{seed}"

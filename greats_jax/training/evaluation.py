@@ -1,4 +1,4 @@
-"""Perplexity of a model on a target task.
+"""Perplexity of a model on a target task, and the task's own scores.
 
 The loss of an example is the mean over its label tokens (nats per token); the perplexity of a set is the exponential of
 the mean over its examples. Padding rows and positions enter neither mean.
@@ -12,8 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data import Example, LanguageBatch, bucket_lengths, collate
+from greats_jax.models import Decoder
+from greats_jax.tasks.measuring import Measured, measure
+from greats_jax.training.config import TrainConfig
 from greats_jax.training.losses import language_rows, make_evaluator
 from greats_jax.training.placement import Placement
 from greats_jax.training.setup import TaskData
@@ -148,3 +152,52 @@ def evaluate_tasks(
             for part, one in task.items():
                 scalars |= {f"{name}/{part}_loss": one.loss, f"{name}/{part}_perplexity": one.perplexity}
     return {**scalars, "seconds": time.perf_counter() - began}
+
+
+def measure_benchmarks(
+    data: TaskData,
+    model: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Measured]:
+    """What a model scores on the questions of each target task that has any, by its name.
+
+    Prompts are as long as examples may be (`data.max_length`), and answered `evaluate_batch` at once.
+
+    Raises:
+        TaskError: A question cannot be asked.
+        MeasuringStopped: `should_stop` said yes.
+    """
+    return {
+        name: measure(
+            benchmark,
+            model,
+            tokenizer,
+            template=config.data.template,
+            max_length=config.data.max_length,
+            batch=config.evaluate_batch,
+            should_stop=should_stop,
+        )
+        for name, benchmark in zip(data.tasks, data.benchmarks, strict=False)
+        if benchmark is not None
+    }
+
+
+def scores_of(measured: Mapping[str, Measured], tasks: Sequence[str]) -> dict[str, float]:
+    """Scores as the scalars of an evaluation record: `test_<score>`, for several tasks `<task>/test_<score>`."""
+    return {
+        f"{task}/test_{name}" if len(tasks) > 1 else f"test_{name}": value
+        for task, one in measured.items()
+        for name, value in one.scores.items()
+    }
+
+
+def too_long(measured: Mapping[str, Measured], max_length: int) -> list[str]:
+    """What to say of tasks whose prompts did not fit, one line each."""
+    return [
+        f"{task}: to fit in {max_length} tokens (data.max_length), the prompts of {one.questions:,} questions lost "
+        f"{one.dropped_shots:,} worked examples, and {one.shortened:,} prompts their beginning"
+        for task, one in measured.items()
+        if one.dropped_shots or one.shortened
+    ]

@@ -82,11 +82,12 @@ class Selected:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Perplexity on the task.
+    """Perplexity and scores on the task.
 
     Attributes:
         step: Updates made before the evaluation; 0 is the model as loaded.
-        metrics: Scalars by name: validation_loss, validation_perplexity, test_loss, test_perplexity, seconds.
+        metrics: Scalars by name: validation_loss, validation_perplexity, test_loss, test_perplexity, seconds; where
+            they were measured also the task's own scores, such as test_accuracy.
     """
 
     step: int

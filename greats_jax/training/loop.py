@@ -11,11 +11,19 @@ import jax
 from greats_jax.data import LanguageBatch
 from greats_jax.models import combine
 from greats_jax.selection import get
+from greats_jax.tasks.measuring import MeasuringStopped
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.configured_step import configured_step
 from greats_jax.training.costs import selection_share
 from greats_jax.training.draws import prefetch
-from greats_jax.training.evaluation import evaluate_tasks, evaluation_sets, row_losses
+from greats_jax.training.evaluation import (
+    evaluate_tasks,
+    evaluation_sets,
+    measure_benchmarks,
+    row_losses,
+    scores_of,
+    too_long,
+)
 from greats_jax.training.events import Evaluated, Event, Noticed
 from greats_jax.training.inputs import StepInputs, make_inputs
 from greats_jax.training.losses import LanguageExample, language_model_loss, language_rows
@@ -145,24 +153,38 @@ class Loop:
         return due and evaluated < updates
 
     def _evaluate(self, updates: int, state: TrainState) -> dict[str, float] | None:
-        """Measure and report the tasks' perplexities; None where the run was asked to stop meanwhile."""
+        """Measure and report perplexities and scores of the tasks; None where the run was asked to stop meanwhile."""
 
         def losses_of(params: Any, frozen: Any, batch: LanguageBatch) -> jax.Array:
-            # Of several processes the others would not know; they all ask again after the evaluation.
-            if alone() and self._should_stop():
-                raise _Stopped
+            if self._to_stop_alone():
+                raise MeasuringStopped
             return self._losses_of(params, frozen, batch)
 
         try:
             metrics = evaluate_tasks(self._sets, losses_of, state.params, self._run.model.frozen)
-        except _Stopped:
+            began = time.perf_counter()
+            scores = self._scores(updates, state)
+        except MeasuringStopped:
             return None
+        metrics |= {**scores, "seconds": metrics["seconds"] + time.perf_counter() - began}
         self._emit(Evaluated(updates, metrics))
         return metrics
 
+    def _scores(self, updates: int, state: TrainState) -> dict[str, float]:
+        """The tasks' own scores, where they are measured after so many updates."""
+        wanted = {"never": (), "ends": (0, self._steps), "always": (updates,)}[self._config.measure]
+        if updates not in wanted:
+            return {}
+        data, parts = self._run.data, self._run.model
+        model = combine(parts.graphdef, state.params, parts.frozen)
+        measured = measure_benchmarks(data, model, self._run.tokenizer, self._config, self._to_stop_alone)
+        for notice in too_long(measured, self._config.data.max_length) if updates == 0 else ():
+            self._emit(Noticed(notice))
+        return scores_of(measured, data.tasks)
 
-class _Stopped(Exception):
-    """An evaluation was left because the run is to stop."""
+    def _to_stop_alone(self) -> bool:
+        """Whether to leave an evaluation: of several processes the others would not know, and ask again after it."""
+        return alone() and self._should_stop()
 
 
 def _rows(drawn: StepInputs, key: jax.Array | None) -> tuple[LanguageExample, LanguageExample | None]:

@@ -15,6 +15,7 @@ from greats_jax.errors import DataError, TaskError
 from greats_jax.models import Decoder, add_lora, from_pretrained, from_shape, load_adapter, load_tokenizer
 from greats_jax.models.loading import Shardings, read_shape
 from greats_jax.tasks import load_task
+from greats_jax.tasks.questions import Benchmark
 from greats_jax.training.config import ModelConfig, TrainConfig
 from greats_jax.training.mesh import decoder_shardings
 from greats_jax.training.result import RunResult
@@ -30,6 +31,7 @@ class TaskData(NamedTuple):
         tasks: Names of the target tasks; one, unless the run serves several.
         validation_tasks: i32[m], which of `tasks` each validation example belongs to.
         test_tasks: The same for test examples.
+        benchmarks: Questions with answers of each task; None for one that has none.
     """
 
     pool: Pool
@@ -38,6 +40,7 @@ class TaskData(NamedTuple):
     tasks: tuple[str, ...]
     validation_tasks: np.ndarray
     test_tasks: np.ndarray
+    benchmarks: tuple[Benchmark | None, ...] = ()
 
     def of_task(self, number: int) -> tuple[list[Example], list[Example]]:
         """Validation and test examples of one task."""
@@ -68,6 +71,7 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TaskDa
         names,
         np.repeat(np.arange(len(loaded), dtype=np.int32), [len(task.validation) for task in loaded]),
         np.repeat(np.arange(len(loaded), dtype=np.int32), [len(task.test) for task in loaded]),
+        tuple(task.benchmark for task in loaded),
     )
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Record = dict[str, Any]
@@ -103,3 +103,13 @@ def _throughput(steps: Sequence[Record]) -> Record:
     names = ("seconds", "seconds_selecting", "tokens_per_second", "examples_per_second")
     values = {name: [record[name] for record in steady if record[name] is not None] for name in names}
     return {name: statistics.median(numbers) for name, numbers in values.items() if numbers}
+
+
+def task_scores(record: Mapping[str, Any]) -> dict[str, float]:
+    """The tasks' own scores in an evaluation record, by their names there: `test_accuracy`, `mmlu-sociology/test_f1`.
+
+    Beside them a record has losses and perplexities of `validation` and `test`.
+    """
+    losses = ("test_loss", "test_perplexity")
+    names = [name for name in record if (last := name.rpartition("/")[2]).startswith("test_") and last not in losses]
+    return {name: record[name] for name in names}

@@ -10,7 +10,7 @@ from greats_jax.errors import TaskError
 from greats_jax.models import Decoder, combine, from_pretrained, load_tokenizer, partition
 from greats_jax.tasks.measuring import Answered, MeasuringStopped, averages, measure
 from greats_jax.tasks.prompting import Prompter
-from greats_jax.tasks.questions import Benchmark, Question
+from greats_jax.tasks.questions import Benchmark, Likelihood, Question
 
 CHOICES = (" red", " blue", " green one")
 
@@ -31,7 +31,7 @@ def question(number: int, prompt: str = "say red", group: str = "", **changes) -
     return Question(f"q{number}", group, prompt, "", ("red",))._replace(**changes)
 
 
-def letters(*questions: Question, likelihood="sum") -> Benchmark:
+def letters(*questions: Question, likelihood: Likelihood = "sum") -> Benchmark:
     asked = tuple(one._replace(choices=CHOICES, answers=(" red",), opening="say") for one in questions)
     return Benchmark("letters", asked, "choice", 0, likelihood=likelihood)
 
@@ -57,7 +57,7 @@ def test_choices_are_weighed_after_the_rendered_prompt(model, tokenizer):
 
 
 @pytest.mark.parametrize(("kind", "sizes"), [("sum", [1, 1, 1]), ("per_token", [1, 1, 2]), ("per_byte", [3, 4, 9])])
-def test_what_is_compared(kind, sizes, model, tokenizer):
+def test_what_is_compared(kind: Likelihood, sizes, model, tokenizer):
     found = measure(letters(*map(question, range(3)), likelihood=kind), model, tokenizer).answers[0]
     assert found.prediction == CHOICES[int(np.argmax(np.divide(found.likelihoods, sizes)))]
 
