@@ -126,7 +126,11 @@ def parsed_json(content: bytes, place: str) -> Any:
 
 
 def files_of_split(folder: Path, words: Sequence[str]) -> list[Path]:
-    """The data files of a folder, searched with its subfolders, whose names hold one of some words, such as `test`.
+    """The data files of a folder, searched with its subfolders, whose names hold a word such as `test`.
+
+    Args:
+        folder: The folder.
+        words: Names of the split, of which the first that any file has is looked for.
 
     Returns:
         One file, the parts of one data set (`test-00000-of-00002.parquet`) in order, or none.
@@ -135,14 +139,15 @@ def files_of_split(folder: Path, words: Sequence[str]) -> list[Path]:
         TaskError: Several files fit that are not parts of one.
     """
     every = [file for file in sorted(folder.rglob("*")) if file.is_file() and kind_of(file) not in (None, ".txt")]
-    fitting = [file for file in every if set(re.split(r"[\W_]+", stem_of(file).lower())) & set(words)]
-    wholes = {(file.parent, re.sub(r"\d+-of-\d+", "", file.name)) for file in fitting}
-    if len(wholes) > 1:
-        shown = ", ".join(str(file.relative_to(folder)) for file in fitting[:4])
-        raise TaskError(
-            f"{folder}: several files could be the {words[0]} split ({shown}): give task.path a smaller one"
-        )
-    return fitting
+    for word in words:
+        fitting = [file for file in every if word in re.split(r"[\W_]+", stem_of(file).lower())]
+        wholes = {(file.parent, re.sub(r"\d+-of-\d+", "", file.name)) for file in fitting}
+        if len(wholes) > 1:
+            shown = ", ".join(str(file.relative_to(folder)) for file in fitting[:4])
+            raise TaskError(f"{folder}: several files could be the {word} split ({shown}): name the files themselves")
+        if fitting:
+            return fitting
+    return []
 
 
 def read_splits(

@@ -80,6 +80,8 @@ def load_tydiqa(config: TaskConfig) -> Material:
     path = config.path or HUB_ID
     learn, test = _read(path, config.shots_path)
     every = [language for language in WORDINGS if any(item.language == language for item in test)]
+    if not every:
+        raise TaskError(f"{path}: holds no test question: fetch tydiqa-goldp-v1.1-dev.json again")
     languages = choose(config.languages, every, "task.languages", path)
     shots = 1 if config.shots is None else config.shots
     validation: dict[str, list[Question]] = {}

@@ -3,23 +3,16 @@
 import datasets
 import pytest
 
-from greats_jax.data import DataConfig, SourceConfig, build_pool
+from greats_jax.data import DataConfig
 from greats_jax.errors import TaskError
-from greats_jax.tasks import TaskConfig, load_task
-from greats_jax.tasks.mmlu import SUBJECTS, load_questions
+from greats_jax.tasks import Benchmark, TargetTask, TaskConfig, load_task
+from greats_jax.tasks.mmlu import SUBJECTS, load_mmlu, load_questions
 
 QUESTION = '"Who said ""no"", and when?",Ann,Bob,NA,"Dan, then",c\n'
 PROMPT = (
     "The following are multiple choice questions (with answers) about  world religions.\n\n"
     'Who said "no", and when?\nA. Ann\nB. Bob\nC. NA\nD. Dan, then\nAnswer:'
 )
-
-
-@pytest.fixture
-def pool(tmp_path, tokenizer):
-    path = tmp_path / "pool.jsonl"
-    path.write_text('{"prompt": "a", "completion": "b"}\n')
-    return build_pool(DataConfig(sources=(SourceConfig(str(path)),)), tokenizer)
 
 
 @pytest.fixture
@@ -35,6 +28,11 @@ def folder(tmp_path):
 def load(folder, tokenizer, pool, subject="world_religions", data=None, **options):
     config = TaskConfig("mmlu", subject=subject, path=str(folder), **options)
     return load_task(config, tokenizer, data or DataConfig(), pool)
+
+
+def asked(task: TargetTask) -> Benchmark:
+    assert task.benchmark is not None
+    return task.benchmark
 
 
 def fault(folder, tokenizer, pool, *args, **options) -> str:
@@ -144,6 +142,69 @@ def test_questions_that_are_too_long(folder, tokenizer, pool):
     assert "5 have no label within data.max_length (20 tokens): raise it" in message
 
 
+HEAD = "The following are multiple choice questions (with answers) about  world religions.\n\n"
+
+
+def test_five_shot_prompt(folder, tokenizer, pool):
+    benchmark = asked(load(folder, tokenizer, pool, shots=2))
+    question = benchmark.questions[0]
+    assert question.id == "mmlu-world_religions-test-1"  # the first is also a dev question
+    assert question.user_turn() == (
+        HEAD
+        + 'Who said "no", and when?\nA. Ann\nB. Bob\nC. NA\nD. Dan, then\nAnswer: C\n\n'
+        + "dev 1\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer: B\n\n"
+        + "test 1\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
+    )
+    assert question.user_turn(0) == HEAD + "test 1\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
+    assert question.opening == "The answer is:"
+    assert question.choices == (" A", " B", " C", " D")
+    assert question.answers == (" B",)
+    assert (benchmark.name, benchmark.metric, benchmark.max_new_tokens) == ("mmlu", "choice", 0)
+    assert benchmark.likelihood == "sum"
+    assert "there are only 5 worked examples" in fault(folder, tokenizer, pool, shots=6)
+
+
+def test_validation_and_test_examples_have_no_worked_examples(folder, tokenizer, pool):
+    task = load(folder, tokenizer, pool, shots=5, data=DataConfig(template="tulu"))
+    assert tokenizer.decode(task.validation[0].input_ids) == f"<|user|>\n{PROMPT}\n<|assistant|>\nThe answer is: C"
+    assert tokenizer.decode(task.test[0].input_ids).count("Answer:") == 1
+    assert len(task.test) == len(asked(task).questions) == 7
+
+
+def test_cloze(folder, tokenizer, pool):
+    task = load(folder, tokenizer, pool, scoring="cloze", shots=1, data=DataConfig(template="tulu"))
+    head = "The following are questions (with answers) about world religions.\n\n"
+    assert tokenizer.decode(task.validation[0].input_ids) == (
+        f'<|user|>\n{head}Question: Who said "no", and when?\nAnswer:\n<|assistant|>\nThe answer is: NA'
+    )
+    assert tokenizer.decode(task.validation[0].input_ids[task.validation[0].label_mask]) == " NA"
+    question = asked(task).questions[0]
+    assert question.user_turn() == (
+        f'{head}Question: Who said "no", and when?\nAnswer: NA\n\nQuestion: test 1\nAnswer:'
+    )
+    assert question.choices == (" 1", " 2", " 3", " 4")
+    assert question.answers == (" 2",)
+    assert asked(task).likelihood == "per_byte"
+
+
+def test_several_subjects(folder, tokenizer, pool):
+    task = load(folder, tokenizer, pool, "all", n_validation=6, n_test=7)
+    assert task.name == "mmlu"
+    assert [example.id for example in task.validation] == [
+        f"mmlu-{subject}-dev-{n}" for subject in ("prehistory", "sociology", "world_religions") for n in range(2)
+    ]
+    assert [example.source for example in task.test] == ["mmlu-prehistory"] * 2 + [
+        "mmlu-sociology",
+        "mmlu-world_religions",
+    ]
+    assert task.counts == {"test_in_validation": 3}
+    assert list(asked(task).by_group()) == ["prehistory", "sociology", "world_religions"]
+    some = load(folder, tokenizer, pool, "World-Religions, prehistory,prehistory", n_test=4)
+    assert some.name == "mmlu-world_religions+prehistory"
+    assert list(asked(some).by_group()) == ["world_religions", "prehistory"]
+    assert "no subject 'all'" in fault(folder, tokenizer, pool, "all, sociology")
+
+
 def test_subjects():
     assert len(SUBJECTS) == 57
     assert list(SUBJECTS) == sorted(SUBJECTS)
@@ -154,3 +215,14 @@ def test_real_subjects(shared):
     for subject in SUBJECTS:
         assert len(load_questions(folder, subject, "dev")) == 5
     assert sum(len(load_questions(folder, subject, "test")) for subject in SUBJECTS) == 14_042
+
+
+def test_all_real_questions(shared):
+    config = TaskConfig("mmlu", subject="all", path=str(shared / "data" / "eval" / "mmlu"), n_test=20_000, shots=5)
+    material = load_mmlu(config)
+    assert material.name == "mmlu"
+    assert (
+        len(material.benchmark.questions) == len({question.id for question in material.benchmark.questions}) == 14_042
+    )
+    assert len(material.benchmark.by_group()) == 57
+    assert all(len(question.shots) == 5 for question in material.benchmark.questions)

@@ -59,7 +59,7 @@ def test_examples_of_questions(tokenizer):
 
 
 def test_shots_are_dropped_for_one_question_alone(tokenizer):
-    long = QUESTION._replace(id="long", prompt="Q: c" + " c" * 8)
+    long = QUESTION._replace(id="long", prompt="Q: c" + " c" * 4)
     full = len(encode(tokenizer, [QUESTION], 1000).examples[0].input_ids)
     made = encode(tokenizer, [long, QUESTION, long._replace(shots=())], full)
     texts = [tokenizer.decode(example.input_ids) for example in made.examples]

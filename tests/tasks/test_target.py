@@ -164,6 +164,13 @@ def test_examples_that_are_too_few(write, make_pool, load):
         ({"fraction": float("nan")}, "task.fraction is nan"),
         ({"name": "mmlu"}, "needs task.subject"),
         ({"name": "examples"}, "needs task.path"),
+        ({"name": "questions"}, "the questions task needs task.path"),
+        ({"name": "bbh"}, "the bbh task needs task.path"),
+        ({"name": "mmlu", "subject": " , "}, "needs task.subject"),
+        ({"shots": -1}, "task.shots is -1"),
+        ({"max_new_tokens": 0}, "task.max_new_tokens is 0"),
+        ({"scoring": "words"}, "task.scoring is 'words', but must be one of letter, cloze"),
+        ({"metric": "bleu"}, "task.metric is 'bleu', but must be one of exact, contains, f1, rouge, choice"),
     ],
 )
 def test_settings_that_cannot_work(options, message):
