@@ -40,11 +40,10 @@ def build_report(folders: Sequence[Path]) -> Report:
     }
     texts = read_texts(members.runs[0].run.config) if choosing(picks) else Texts({}, {}, None, "")
     styles = styles_of_methods(members.methods)
-    sections: list[Section | None] = []
-    if len(members.methods) > 1 or len(members.seeds) > 1 or len(members.settings) > 1:
-        sections.append(methods_section(found))
-    sections += [
+    alone = len(members.runs) == 1
+    sections: list[Section | None] = [
         curves_section(members, curves, styles, metric),
+        None if alone else methods_section(found),
         choice_section(members, picks, texts, styles),
         examples_section(members, picks, texts),
         expense_section(members),

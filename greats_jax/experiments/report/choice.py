@@ -57,8 +57,15 @@ def choice_section(members: Members, picks: Picks, texts: Texts, styles: Mapping
     )
     if texts.missing:
         blocks.append(f"Lengths are not known, since the data cannot be read any more: {texts.missing}.")
-    blocks += _courses([method for method in members.asked if method in found], found)
-    blocks += _overlap(members, found)
+    courses = _courses([method for method in members.asked if method in found], found)
+    pairs = _pairs(members, found)
+    if courses:
+        blocks.append("In the course of training: the share of each source in ten equal parts of the run.")
+    if pairs:
+        blocks.append(_overlap_in_words(pairs))
+    charts = [*courses, *([_overlap_chart(list(found), pairs)] if pairs else [])]
+    if charts:
+        blocks.append(Charts(tuple(charts)))
     return Section("selected", "What was selected", tuple(blocks))
 
 
@@ -132,7 +139,8 @@ def _source_chart(by_method: Mapping[str, Shares], styles: Mapping[str, int]) ->
     )
     says = f"For each source, its share of the candidates and of what {_those(by_method)} chose."
     height = max(0.55, 0.2 + 0.075 * len(names))
-    return Chart("by-source", "By source", says, draw, table, height=height)
+    keys = tuple(Key(method, styles[method]) for method in by_method)
+    return Chart("by-source", "By source", says, draw, table, keys, height)
 
 
 def _loss_chart(found: Picks, styles: Mapping[str, int]) -> list[Chart]:
@@ -195,10 +203,10 @@ def _ratio_chart(
         cells = (times(float(s.ratio[i])) if i < len(s.names) else "" for s in by_method.values())
         rows.append((group, *cells))
     table = Table((label, *by_method), tuple(rows), caption="How many times as often as by chance.")
-    return Chart(name, title, says, draw, table)
+    return Chart(name, title, says, draw, table, tuple(Key(method, styles[method]) for method in by_method))
 
 
-def _courses(methods: Sequence[str], found: Picks) -> list[Block]:
+def _courses(methods: Sequence[str], found: Picks) -> list[Chart]:
     charts = []
     sources: dict[str, int] = {}
     for number_, method in enumerate(methods[:_COURSES]):
@@ -208,10 +216,7 @@ def _courses(methods: Sequence[str], found: Picks) -> list[Block]:
             continue
         sources = sources or styles_in_order(names)
         charts.append(_course_chart(f"course-{number_}", method, moved, [n for n in names if n in sources], sources))
-    if not charts:
-        return []
-    said = "Share of each source in what was chosen, in ten equal parts of the run."
-    return [said, Charts(tuple(charts), tuple(Key(name, number_) for name, number_ in sources.items()))]
+    return charts
 
 
 def _totals(moved: Course) -> dict[str, float]:
@@ -234,35 +239,37 @@ def _course_chart(name: str, method: str, moved: Course, names: Sequence[str], s
     )
     table = Table(("update", *names), rows, caption=f"Share of each source in what {method} chose.")
     says = f"The share of each source in what {method} chose, over the run."
-    return Chart(name, f"In the course of training: {method}", says, draw, table)
+    keys = tuple(Key(source, styles[source]) for source in names)
+    return Chart(name, f"Sources over the run, {method}", says, draw, table, keys)
 
 
-def _overlap(members: Members, found: Picks) -> list[Block]:
+def _pairs(members: Members, found: Picks) -> list[Overlap]:
     order = [(setting, seed) for setting in members.settings for seed in members.seeds]
     records: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
     for method in found:
         runs = {(m.setting, m.seed): m.run.selections for m in members.runs if m.method == method}
         records[method] = [runs.get(key, ()) for key in order]
-    pairs = overlaps(records)
-    if not pairs:
-        return []
+    return overlaps(records)
+
+
+def _overlap_in_words(pairs: Sequence[Overlap]) -> str:
     most = max(pairs, key=lambda pair: pair.jaccard - pair.chance)
-    said = (
-        "Overlap: of what either of two methods chose from the same candidates, the share that both chose. "
+    return (
+        "Agreement: of what either of two methods chose from the same candidates, the share that both chose. "
         f"`{most.first}` and `{most.second}` agree most, {percent(most.jaccard, 0)} where chance would give "
         f"{percent(most.chance, 0)}."
     )
-    table = Table(
+
+
+def _overlap_table(pairs: Sequence[Overlap]) -> Table:
+    return Table(
         ("methods", "both chose", "by chance", "batches"),
         tuple((f"{p.first}, {p.second}", percent(p.jaccard), percent(p.chance), f"{p.batches:,}") for p in pairs),
         caption="Jaccard index of the choices, mean over batches of the same candidates.",
     )
-    if len(found) < 3:
-        return [said, table]
-    return [said, Charts((_overlap_chart(list(found), pairs, table),))]
 
 
-def _overlap_chart(methods: Sequence[str], pairs: Sequence[Overlap], table: Table) -> Chart:
+def _overlap_chart(methods: Sequence[str], pairs: Sequence[Overlap]) -> Chart:
     value = {frozenset((pair.first, pair.second)): pair for pair in pairs}
     rows, columns = methods[1:], methods[:-1]
 
@@ -289,7 +296,8 @@ def _overlap_chart(methods: Sequence[str], pairs: Sequence[Overlap], table: Tabl
         axes.spines["bottom"].set_visible(False)
 
     says = "For every two methods, how much of what either chose both chose, and in brackets what chance would give."
-    return Chart("overlap", "Agreement of methods (by chance)", says, draw, table, height=0.2 + 0.13 * len(methods))
+    height = 0.25 + 0.11 * len(methods)
+    return Chart("overlap", "Agreement of methods (by chance)", says, draw, _overlap_table(pairs), height=height)
 
 
 def _those(methods: Mapping[str, Any]) -> str:

@@ -34,7 +34,12 @@ def shown(metric: str, value: float) -> float:
 
 
 def curve_chart(
-    curves: Sequence[Curve], metric: str, axis: str, styles: Mapping[str, int], suffix: str = "", where: str = ""
+    curves: Sequence[Curve],
+    metric: str,
+    axis: str,
+    styles: Mapping[str, int],
+    asked: Sequence[str] = (),
+    suffix: str = "",
 ) -> Chart | None:
     """One metric against updates, seconds or candidates, a line for each method.
 
@@ -43,8 +48,8 @@ def curve_chart(
         metric: Name of the metric.
         axis: One of `bands.AXES`.
         styles: Style of each method.
+        asked: Methods to point out.
         suffix: Added to the chart's name.
-        where: The setting, in words.
 
     Returns:
         The chart; None where nothing was measured twice.
@@ -70,6 +75,7 @@ def curve_chart(
                     axes.plot(places, _visible(metric, seed), color=look["color"], linewidth=0.6, alpha=0.6)
             axes.fill_between(places, low, high, color=look["color"], alpha=0.16, linewidth=0)
             many = max(1, len(places) // 8)
+            look |= {"linewidth": 2.4, "zorder": 3} if method in asked else {}
             axes.plot(places, mean, **look, markevery=many)
         axes.set_xlabel(_LABELS[axis])
         if is_loss(metric):
@@ -79,7 +85,7 @@ def curve_chart(
     ends = [(method, shown(metric, float(one.mean[-1]))) for method, one in found.items()]
     says = f"{title_of(metric)} {_AGAINST[axis]}. At the end: " + listed([f"{m} {number(v)}" for m, v in ends]) + "."
     name = re.sub(r"[^\w-]+", "-", f"{metric}-{axis}{suffix}")
-    title = f"{title_of(metric)} {_AGAINST[axis]}{where}"
+    title = f"{title_of(metric)} {_AGAINST[axis]}"
     return Chart(name, title, says, draw, _table(found, metric, axis), tuple(Key(m, styles[m]) for m in found))
 
 

@@ -28,10 +28,12 @@ class Key(NamedTuple):
     Attributes:
         name: What is drawn in this style.
         style: Number of the style (see `styles`).
+        bar: Whether it is a bar, not a line.
     """
 
     name: str
     style: int
+    bar: bool = False
 
 
 class Chart(NamedTuple):
@@ -43,7 +45,7 @@ class Chart(NamedTuple):
         says: The same in a sentence or two, for those who cannot see it.
         draw: Draws it on matplotlib axes.
         table: The numbers.
-        keys: Its legend; charts side by side with the same keys share one.
+        keys: Its legend.
         height: Height by width.
     """
 
@@ -61,7 +63,7 @@ class Charts(NamedTuple):
 
     Attributes:
         charts: The charts.
-        keys: The legend of all of them.
+        keys: The legend that all of them share; of none, each has its own.
     """
 
     charts: tuple[Chart, ...]
@@ -75,15 +77,13 @@ class ShownExample(NamedTuple):
         id: Its name.
         source: Where it came from.
         facts: How often it was a candidate, how often chosen, and the like.
-        prompt: What it begins with; None where the text is not known.
-        answer: What is learned of it.
+        parts: Its text in parts, each with whether it is learned; none where the text is not known.
     """
 
     id: str
     source: str
     facts: str
-    prompt: str | None
-    answer: str | None
+    parts: tuple[tuple[str, bool], ...]
 
 
 class Examples(NamedTuple):
@@ -99,15 +99,15 @@ class Examples(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """A long text that is shown when asked for.
+    """A long text or table that is shown when asked for.
 
     Attributes:
         title: What it is.
-        text: The text, in lines.
+        content: The text, in lines, or the table.
     """
 
     title: str
-    text: str
+    content: str | Table
 
 
 Block = str | Table | Charts | Examples | Folded

@@ -83,15 +83,17 @@ class Texts(NamedTuple):
     tokenizer: PreTrainedTokenizerBase | None
     missing: str
 
-    def of(self, name: str) -> tuple[str, str] | None:
-        """What an example begins with and what is learned of it; None where it is not known."""
+    def of(self, name: str) -> tuple[tuple[str, bool], ...]:
+        """The text of an example in parts, each with whether it is learned; none where it is not known."""
         example = self.examples.get(name)
         if example is None or self.tokenizer is None:
-            return None
-        first = int(example.label_mask.argmax())
-        parts = example.input_ids[:first], example.input_ids[first:]
-        prompt, answer = (str(self.tokenizer.decode(part.tolist(), skip_special_tokens=True)) for part in parts)
-        return prompt.strip(), answer.strip()
+            return ()
+        cuts = np.flatnonzero(np.diff(example.label_mask)) + 1
+        parts = []
+        for ids, learned in zip(np.split(example.input_ids, cuts), np.split(example.label_mask, cuts), strict=True):
+            if text := str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip():
+                parts.append((text, bool(learned[0])))
+        return tuple(parts)
 
 
 def read_texts(config: TrainConfig) -> Texts:

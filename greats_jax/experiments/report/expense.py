@@ -7,7 +7,7 @@ from greats_jax.experiments.report.costs import PARTS, Memory, largest_memory, m
 from greats_jax.experiments.report.document import Block, Chart, Charts, Key, Section, Table
 from greats_jax.experiments.report.members import Member, Members
 from greats_jax.experiments.report.numbers import MISSING, duration, percent, size
-from greats_jax.experiments.report.styles import PAPER, style
+from greats_jax.experiments.report.pictures import bar_style
 
 _STYLES = {"data": 0, "scoring": 1, "selection": 4, "update": 3, "evaluation": 2, "compiling": 6}
 
@@ -31,7 +31,7 @@ def expense_section(members: Members) -> Section:
         "A compiled step can only be timed as a whole: scoring is its share of the step's operations, selection (the "
         "rule itself) is timed alone, and the update is the rest. Compiling is what first steps took beyond the others."
     ]
-    keys = tuple(Key(_WORDS[part], _STYLES[part]) for part in PARTS)
+    keys = tuple(Key(_WORDS[part], _STYLES[part], bar=True) for part in PARTS)
     blocks.append(Charts((_time_chart(seconds, "training"), _time_chart(seconds, "whole")), keys))
     blocks.append(_table(groups, seconds, memories))
     if not any(memories.values()):
@@ -56,11 +56,8 @@ def _time_chart(seconds: Mapping[str, Mapping[str, float]], what: str) -> Chart:
         for row, name in enumerate(names):
             left = 0.0
             for part in parts:
-                look = style(_STYLES[part])
                 width = seconds[name][part]
-                axes.barh(
-                    row, width, 0.68, left=left, color=look.light, edgecolor=PAPER, hatch=look.hatch, linewidth=0.5
-                )
+                axes.barh(row, width, 0.68, left=left, **bar_style(_STYLES[part]))
                 left += width
         axes.set_yticks(range(len(names)), [name if len(name) < 26 else f"{name[:25]}…" for name in names])
         axes.invert_yaxis()
@@ -74,7 +71,8 @@ def _time_chart(seconds: Mapping[str, Mapping[str, float]], what: str) -> Chart:
     )
     table = Table(("method", *(_WORDS[part] for part in parts)), rows, caption="Seconds of a run, and their share.")
     says = f"Seconds of a run of each method, split into {', '.join(_WORDS[part] for part in parts)}."
-    return Chart(f"time-{what}", title, says, draw, table, height=max(0.4, 0.16 + 0.07 * len(names)))
+    keys = tuple(Key(_WORDS[part], _STYLES[part], bar=True) for part in parts)
+    return Chart(f"time-{what}", title, says, draw, table, keys, max(0.4, 0.16 + 0.07 * len(names)))
 
 
 def _share(seconds: float, whole: float) -> str:

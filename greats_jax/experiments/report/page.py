@@ -37,6 +37,7 @@ def page(report: Report, date: str) -> str:
     environment.filters |= {
         "inline": _inline,
         "kind": _kind,
+        "split": _split,
         "picture": _picture,
         "swatch": lambda k: Markup(swatch(k)),
     }
@@ -57,8 +58,16 @@ def _headline(verdict: str) -> tuple[str, Sequence[str]]:
 
 
 def _inline(text: str) -> Markup:
-    """Escaped text in which what stands between backticks is set as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    """Escaped text in which what stands between backticks is set as code, and no % leaves its number."""
+    return Markup(
+        re.sub(r"(\d) %", "\\1\N{NO-BREAK SPACE}%", re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    )
+
+
+def _split(cell: str) -> tuple[str, str]:
+    """A number, and what is said of it: its interval, how it was tested, its share."""
+    number, space, more = cell.partition(" [") if " [" in cell else cell.partition(" (")
+    return (number, f"{space.strip()}{more}") if number and number[-1] in "%0123456789snB" else (cell, "")
 
 
 def _kind(block: Block) -> str:

@@ -83,6 +83,12 @@ def write_pngs(charts: Sequence[Chart], folder: Path) -> list[Path]:
 def swatch(key: Key) -> str:
     """A piece of the line of a legend's entry, as an SVG element."""
     name = variables()[style(key.style).light][0]
+    if key.bar:
+        return (
+            '<svg class="swatch" width="16" height="14" viewBox="0 0 16 14" aria-hidden="true">'
+            f'<rect y="1" width="16" height="12" rx="2" style="fill:var(--{name})"/>'
+            f'<g style="stroke:var(--paper);stroke-width:1.2;fill:none">{_HATCHES[style(key.style).hatch]}</g></svg>'
+        )
     dashes = " ".join(f"{length * 1.2:g}" for length in style(key.style).dashes)
     dash = f' stroke-dasharray="{dashes}"' if dashes else ""
     return (
@@ -104,12 +110,24 @@ _MARKS = {
 }
 """Matplotlib's markers, drawn by hand."""
 
+_HATCHES = {
+    "": "",
+    "////": '<path d="M1 12 6 2M5 12l5-10M9 12l5-10"/>',
+    "....": '<path d="M3 4.500h1M7.500 4.500h1M12 4.500h1M3 9.500h1M7.500 9.500h1M12 9.500h1"/>',
+    "\\\\\\\\": '<path d="M6 12 1 2M10 12 5 2M14 12 9 2"/>',
+    "xxxx": '<path d="M2 11l5-8M7 11 2 3M9 11l5-8M14 11 9 3"/>',
+    "----": '<path d="M0 4.500h16M0 7h16M0 9.500h16"/>',
+    "++++": '<path d="M0 7h16M4 1v12M8 1v12M12 1v12"/>',
+}
+"""Matplotlib's patterns, likewise."""
+
 
 def _draw(chart: Chart, target: Any, how: dict[str, Any], with_legend: bool) -> None:
     figure_class()  # says what to install
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     settings: Any = {**_SETTINGS, "svg.hashsalt": chart.name}
     with matplotlib.rc_context(settings):
@@ -119,7 +137,12 @@ def _draw(chart: Chart, target: Any, how: dict[str, Any], with_legend: bool) -> 
         chart.draw(axes)
         if with_legend:
             axes.set_title(chart.title, loc="left")
-            handles = [Line2D([], [], label=key.name, **line_style(key.style)) for key in chart.keys]
+            handles = [
+                Patch(label=key.name, **bar_style(key.style))
+                if key.bar
+                else Line2D([], [], label=key.name, **line_style(key.style))
+                for key in chart.keys
+            ]
             if handles:
                 figure.legend(handles=handles, loc="outside lower left", ncols=3)
         figure.savefig(target, **how)
@@ -135,6 +158,12 @@ def line_style(number: int) -> dict[str, Any]:
         "markeredgecolor": PAPER,
         "markeredgewidth": 0.6,
     }
+
+
+def bar_style(number: int) -> dict[str, Any]:
+    """Arguments of matplotlib's `barh` for a style."""
+    chosen = style(number)
+    return {"facecolor": chosen.light, "edgecolor": PAPER, "hatch": chosen.hatch, "linewidth": 0.5}
 
 
 def _for_page(text: str, chart: Chart) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from greats_jax.experiments.curves import Curve
-from greats_jax.experiments.outcomes import TARGET_ONLY, Outcome
+from greats_jax.experiments.outcomes import RANDOM, REGULAR, TARGET_ONLY, Outcome
 from greats_jax.experiments.report.curve_charts import curve_chart, logarithmic, title_of, training_chart
 from greats_jax.experiments.report.document import Block, Chart, Charts, Key, Section, Table
 from greats_jax.experiments.report.members import Members
 from greats_jax.experiments.report.numbers import MISSING, duration, percent
 from greats_jax.experiments.report.pictures import line_style
-from greats_jax.experiments.report.styles import INK
+from greats_jax.experiments.report.styles import INK, styles_of_methods
 from greats_jax.experiments.statistics import Difference, Interval
 from greats_jax.experiments.wording import exponential, is_loss, perplexity, relative, with_limits
 
@@ -24,11 +24,12 @@ def methods_section(found: Sequence[Outcome]) -> Section:
     first = found[0]
     several = len({outcome.setting for outcome in found}) > 1
     blocks: list[Block] = []
-    charts = [_difference_chart(found, several)] if any(outcome.against_random for outcome in found) else []
     if several:
-        charts = [_setting_chart(found)]
-    if charts:
-        blocks.append(Charts(tuple(charts), charts[0].keys))
+        blocks.append(Charts((_setting_chart(found),)))
+    else:
+        charts = [_difference_chart(found, reference) for reference in (RANDOM, REGULAR) if _compared(found, reference)]
+        if charts:
+            blocks.append(Charts(tuple(charts), charts[0].keys))
     title = title_of(first.metric)
     levels = {
         "equal updates": lambda o: perplexity(o.final),
@@ -99,7 +100,7 @@ def curves_section(members: Members, curves: Sequence[Curve], styles: Mapping[st
         if len(members.runs) == 1 and (chart := training_chart(members.runs[0])) is not None:
             charts.append(chart)
         for name, axis in _shown(own, metric, with_all=place == 0):
-            chart = curve_chart(own, name, axis, styles, suffix)
+            chart = curve_chart(own, name, axis, styles, members.asked, suffix)
             if chart is not None:
                 charts.append(chart)
         if setting and len(members.settings) > 1:
@@ -174,10 +175,18 @@ def _score(name: str) -> Callable[[Outcome], str]:
     return cell
 
 
-def _difference_chart(found: Sequence[Outcome], several: bool) -> Chart:
-    """Difference of every method to random_k with its interval."""
-    del several
-    rows = [(o.method, o.against_random, o.against_random_in_time) for o in found if o.against_random is not None]
+def _compared(found: Sequence[Outcome], reference: str) -> list[tuple[str, Difference, Difference | None]]:
+    """Methods and their differences to a reference at equal updates and in equal time."""
+    if reference == RANDOM:
+        every = [(o.method, o.against_random, o.against_random_in_time) for o in found]
+    else:
+        every = [(o.method, o.against_regular, o.against_regular_in_time) for o in found]
+    return [(method, at_end, in_time) for method, at_end, in_time in every if at_end is not None and at_end.n]
+
+
+def _difference_chart(found: Sequence[Outcome], reference: str) -> Chart:
+    """Difference of every method to a reference with its interval."""
+    rows = _compared(found, reference)
 
     def draw(axes: Any) -> None:
         axes.axvline(0, color=INK, linewidth=0.9)
@@ -187,19 +196,19 @@ def _difference_chart(found: Sequence[Outcome], several: bool) -> Chart:
         axes.set_yticks(range(len(rows)), [method for method, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("difference to random_k (left is better)")
+        axes.set_xlabel("difference in perplexity (left is better)")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g} %")
         axes.locator_params(axis="x", nbins=6)
 
     table = Table(
         ("method", "equal updates", "equal time"),
         tuple((method, relative(one), relative(other)) for method, one, other in rows),
-        caption="Difference of the perplexity to that of random_k, within seeds.",
+        caption=f"Difference of the perplexity to that of {reference}, within seeds.",
     )
-    says = "The difference of each method's perplexity to that of random_k with its 95 % interval."
+    says = f"The difference of each method's perplexity to that of {reference}, with its 95 % interval."
     keys = (Key("equal updates", 1), Key("equal time", 2))
     height = max(0.45, 0.2 + 0.075 * len(rows))
-    return Chart("differences", "Against choosing at random", says, draw, table, keys, height)
+    return Chart(f"against-{reference}", f"Against {reference}", says, draw, table, keys, height)
 
 
 def _interval(axes: Any, row: float, difference: Difference | None, look: int) -> None:
@@ -214,8 +223,6 @@ def _interval(axes: Any, row: float, difference: Difference | None, look: int) -
 
 def _setting_chart(found: Sequence[Outcome]) -> Chart:
     """The final loss of every method in each setting."""
-    from greats_jax.experiments.report.styles import styles_of_methods
-
     settings = list(dict.fromkeys(outcome.setting for outcome in found))
     methods = list(dict.fromkeys(outcome.method for outcome in found))
     styles = styles_of_methods(methods)

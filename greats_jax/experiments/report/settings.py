@@ -7,6 +7,7 @@ from greats_jax.experiments.report.members import Member, Members, flat
 from greats_jax.experiments.report.numbers import MISSING, number
 from greats_jax.training.config_loading import plain, to_yaml
 
+_MOST_RUNS = 8  # of more, the table is shown when asked for
 _MOST_VALUES = 3  # of a key that is different in every run of a group
 
 
@@ -35,7 +36,8 @@ def settings_section(members: Members) -> Section:
         blocks.append(table)
     elif len(members.runs) > 1:
         blocks.append("The runs differ in nothing but their seed.")
-    blocks.append(_runs(members))
+    table = _runs(members)
+    blocks.append(table if len(table.rows) <= _MOST_RUNS else Folded(f"All {len(table.rows)} runs", table))
     for name, runs in _groups(members).items():
         text = to_yaml(runs[0].run.config)
         blocks.append(Folded(f"Configuration: {name}, seed {runs[0].seed}", text.rstrip()))

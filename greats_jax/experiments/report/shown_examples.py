@@ -9,7 +9,7 @@ from greats_jax.experiments.report.members import Members
 from greats_jax.experiments.report.numbers import number, percent
 
 _SHOWN = 6
-_LONGEST = 3000  # characters of a prompt or an answer; a page must not grow by the length of a book
+_LONGEST = 2500  # characters of a part of an example: a page must not grow by the length of a book
 _METHODS = 2
 
 
@@ -38,11 +38,10 @@ def _shown(order: Sequence[Standing], texts: Texts) -> tuple[ShownExample, ...]:
     return tuple(_example(one, texts.of(one.id)) for one in order)
 
 
-def _example(one: Standing, text: tuple[str, str] | None) -> ShownExample:
+def _example(one: Standing, parts: tuple[tuple[str, bool], ...]) -> ShownExample:
     facts = [f"chosen {one.chosen:,} of {one.considered:,} times ({percent(one.chosen / one.considered, 0)})"]
     facts += [f"mean {name} {shown}" for name, shown in _means(one).items()]
-    prompt, answer = (None, None) if text is None else map(_cut, text)
-    return ShownExample(one.id, one.source, ", ".join(facts), prompt, answer)
+    return ShownExample(one.id, one.source, ", ".join(facts), tuple((_cut(text), learned) for text, learned in parts))
 
 
 def _means(one: Standing) -> Mapping[str, str]:

@@ -3,11 +3,12 @@
 import textwrap
 from collections.abc import Sequence
 
-from greats_jax.experiments.report.document import Block, Charts, Examples, Folded, Report, Table
+from greats_jax.experiments.report.document import Block, Charts, Examples, Folded, Report, ShownExample, Table
 
 _FEWEST = 40  # columns below which tables are not cut any narrower
 _CELL = 12  # width that words in a cell keep at least
-_EXAMPLE = 300  # characters of an example
+_EXAMPLE = 300  # characters of a part of an example
+_MOST_ROWS, _POINTS = 12, 7  # a chart with more rows than the one is shown in as many as the other
 
 
 def as_text(report: Report, width: int) -> str:
@@ -28,22 +29,31 @@ def _block(block: Block, width: int) -> str:
         case Table():
             return _table(block, width)
         case Charts(charts):
-            return "\n\n".join(f"{chart.title}\n{_table(chart.table, width)}" for chart in charts)
+            return "\n\n".join(f"{chart.title}\n{_table(_thinned(chart.table), width)}" for chart in charts)
         case Examples(title, examples):
             return "\n".join([title, *("\n".join(_example(one, width)) for one in examples)])
-        case Folded():
-            return ""
+        case Folded(_, content):
+            return _table(content, width) if isinstance(content, Table) else ""
         case str():
             return "\n".join(_wrapped(block.replace("`", ""), width))
 
 
-def _example(one, width: int) -> list[str]:
+def _example(one: ShownExample, width: int) -> list[str]:
     lines = [f"* {one.id} ({one.source}): {one.facts}"]
-    if one.prompt is not None:
-        prompt, answer = (" ".join(_plain(text or "").split()) for text in (one.prompt, one.answer))
-        lines += [_shortened(prompt, _EXAMPLE), f"-> {_shortened(answer, _EXAMPLE)}"]
+    for text, learned in one.parts:
+        short = _shortened(" ".join(text.split()), _EXAMPLE)
+        lines.append(f"-> {short}" if learned else short)
     first, *rest = (_wrapped(line, width - 2) for line in lines)
     return [*first, *(f"  {part}" for lines in rest for part in lines)]
+
+
+def _thinned(table: Table) -> Table:
+    """Of the many points of a curve a few, with the first and the last."""
+    count = len(table.rows)
+    if count <= _MOST_ROWS:
+        return table
+    kept = [round(place * (count - 1) / (_POINTS - 1)) for place in range(_POINTS)]
+    return table._replace(rows=tuple(table.rows[place] for place in kept))
 
 
 def _plain(text: str) -> str:
