@@ -158,13 +158,13 @@ class FinishedRun(NamedTuple):
 @pytest.fixture(scope="session")
 def finished_run(tiny_model, tiny_data, tmp_path_factory) -> FinishedRun:
     """One finished run of the tiny configuration, to be looked at and not changed."""
-    from greats_jax.training import loop, recording, trainer
+    from greats_jax.training import programs, recording, trainer
     from greats_jax.training.config_loading import load_config
 
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(tiny_config(tiny_model, tiny_data, folder / "run"))
     tracker, order = Recording(), []
-    make = loop.configured_step
+    make = programs.configured_step
 
     def watched(*arguments, **settings):
         step = make(*arguments, **settings)
@@ -181,7 +181,7 @@ def finished_run(tiny_model, tiny_data, tmp_path_factory) -> FinishedRun:
         return jax.tree.map(np.asarray, metrics)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "configured_step", watched)
+        patch.setattr(programs, "configured_step", watched)
         patch.setattr(recording, "_read", read)
         config = load_config(folder / "tiny.yaml", ["evaluate_every=2"])
         result = trainer.Trainer(config, trackers=[tracker]).fit()

@@ -21,6 +21,7 @@ from greats_jax.training.processes import alone
 from greats_jax.training.result import RunResult
 from greats_jax.training.resuming import check_same_run
 from greats_jax.training.run_folder import ADAPTER, CHECKPOINTS, MODEL, Standing, standing
+from greats_jax.training.shelf import Shelf
 from greats_jax.training.trainer import Trainer
 
 COMPILATIONS = ".compilations"
@@ -88,6 +89,7 @@ def run_comparison(plan: Plan, watcher: Watcher, should_stop: Callable[[], bool]
 
 def _run_all(plan: Plan, manifest: Manifest, watcher: Watcher, should_stop: Callable[[], bool]) -> Ended:
     begun: dict[tuple[str, int], list[Beginning]] = {}
+    shelf = Shelf()
     finished: dict[str, bool] = {run.name: standing(run.folder) is Standing.FINISHED for run in plan.runs}
     for run in plan.runs:
         if finished[run.name]:
@@ -102,7 +104,7 @@ def _run_all(plan: Plan, manifest: Manifest, watcher: Watcher, should_stop: Call
             break
         tracker = watcher.run_begun(run)
         try:
-            result = Trainer(run.config, [tracker], should_stop, resume=True).fit()
+            result = Trainer(run.config, [tracker], should_stop, resume=True, shelf=shelf).fit()
         except GreatsError as error:
             reason = "; ".join([str(error), *getattr(error, "__notes__", ())])
             manifest = manifest._replace(failed={**manifest.failed, run.name: reason})

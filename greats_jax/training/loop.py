@@ -13,26 +13,26 @@ from greats_jax.models import combine
 from greats_jax.selection import get
 from greats_jax.tasks.measuring import MeasuringStopped
 from greats_jax.training.config import TrainConfig
-from greats_jax.training.configured_step import configured_step
 from greats_jax.training.costs import selection_share
 from greats_jax.training.draws import prefetch
 from greats_jax.training.evaluation import (
     evaluate_tasks,
     evaluation_sets,
     measure_benchmarks,
-    row_losses,
     scores_of,
     too_long,
 )
 from greats_jax.training.events import Evaluated, Event, Noticed
 from greats_jax.training.inputs import StepInputs, make_inputs
-from greats_jax.training.losses import LanguageExample, language_model_loss, language_rows
+from greats_jax.training.losses import LanguageExample, language_rows
 from greats_jax.training.placement import Placement
 from greats_jax.training.preparing import Prepared
 from greats_jax.training.processes import alone, any_says
+from greats_jax.training.programs import programs_of
 from greats_jax.training.recording import Recorder, Work
 from greats_jax.training.resolving import REGULAR, kept, total_steps
 from greats_jax.training.saving import Progress, Saver
+from greats_jax.training.shelf import Shelf
 from greats_jax.training.state import TrainState
 from greats_jax.training.step import TARGET_ONLY
 from greats_jax.training.trial import seconds_of_rule
@@ -50,6 +50,7 @@ class Loop:
         placement: Where arrays live.
         emit: Receives the events.
         should_stop: Asked between updates and between batches of an evaluation.
+        shelf: Holds the compiled programs of runs before this one.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Loop:
         placement: Placement,
         emit: Callable[[Event], None],
         should_stop: Callable[[], bool],
+        shelf: Shelf,
     ):
         self._config, self._run, self._placement = config, run, placement
         self._emit, self._should_stop = emit, should_stop
@@ -66,16 +68,10 @@ class Loop:
         self._sources = (*run.data.pool.sources, run.data.tasks[0])
         self._dropout_key = jax.random.key(config.seed)
         self._has_dropout = config.lora is not None and config.lora.dropout > 0
-        self._step, self._plain_step = (
-            configured_step(config, run.selecting, run.optimizer, method, placement)
-            for method in (config.method, REGULAR)
-        )
-        loss_fn = language_model_loss(run.model.graphdef, combine, dropout=self._has_dropout)
-        self._losses_of = row_losses(loss_fn, placement)
+        self._programs = programs_of(config, run, placement, shelf)
         parts = placement.row_parts
         self._sets = evaluation_sets(run.data, -(-config.evaluate_batch // parts) * parts)
-        self._shares: dict[tuple[int, ...], float] = {}  # by shapes, the share of a step's FLOPs that selecting costs
-        self._picking: float | None = None  # seconds of the rule alone
+        self._met: set[tuple[int, ...]] = set()  # shapes of batches that the run has met
 
     def run(self, state: TrainState, progress: Progress, saver: Saver) -> tuple[TrainState, bool]:
         """Go on from a state.
@@ -121,15 +117,17 @@ class Loop:
         """Select among one batch of candidates, and learn from what is kept."""
         key = jax.random.fold_in(self._dropout_key, number) if self._has_dropout else None
         batches = self._placement.put_rows(_rows(drawn, key))
-        shape, frozen = _shape(drawn), self._run.selecting.frozen
-        compiled = shape not in self._shares
+        shape, frozen, programs = _shape(drawn), self._run.selecting.frozen, self._programs
+        compiled = shape not in self._met  # with a shelf it may have been before: the same updates count in all runs
         if compiled:
+            self._met.add(shape)
             recorder.flush()
+        if shape not in programs.shares:
             self._emit(Noticed(f"compiling the step for rows of {shape[1]} tokens"))
-            self._shares[shape] = self._selecting_share(state, frozen, *batches)
-            self._picking = self._seconds_picking() if self._picking is None else self._picking
-        state, metrics = self._step(state, frozen, *batches)
-        work = Work(math.nan if compiled else self._shares[shape], self._picking or 0.0, waited)
+            programs.shares[shape] = self._selecting_share(state, frozen, *batches)
+            programs.picking = self._seconds_picking() if programs.picking is None else programs.picking
+        state, metrics = programs.step(state, frozen, *batches)
+        work = Work(math.nan if compiled else programs.shares[shape], programs.picking or 0.0, waited)
         recorder.push(drawn.candidates, metrics._replace(aux=None), work)
         return state
 
@@ -137,8 +135,8 @@ class Loop:
         """The share of a step's FLOPs that selecting costs."""
         if self._config.method == TARGET_ONLY:
             return 0.0
-        every = self._config.validation.refresh_every
-        return selection_share(self._step, self._plain_step, *arguments, refresh_every=every)
+        every, programs = self._config.validation.refresh_every, self._programs
+        return selection_share(programs.step, programs.plain_step, *arguments, refresh_every=every)
 
     def _seconds_picking(self) -> float:
         """How long the rule itself takes; 0 where it cannot be told."""
@@ -158,7 +156,7 @@ class Loop:
         def losses_of(params: Any, frozen: Any, batch: LanguageBatch) -> jax.Array:
             if self._to_stop_alone():
                 raise MeasuringStopped
-            return self._losses_of(params, frozen, batch)
+            return self._programs.losses_of(params, frozen, batch)
 
         try:
             metrics = evaluate_tasks(self._sets, losses_of, state.params, self._run.model.frozen)

@@ -23,6 +23,7 @@ from greats_jax.training.resolving import check_rows, groups_of, needed, total_s
 from greats_jax.training.scoring import keeps_direction
 from greats_jax.training.selecting import Model, Selecting, prepare_selecting
 from greats_jax.training.setup import TaskData, check_tokens, load_data, load_initial, tokenizer_of
+from greats_jax.training.shelf import Shelf
 from greats_jax.training.state import TrainState
 from greats_jax.training.step import TARGET_ONLY
 
@@ -65,19 +66,25 @@ class Prepared(NamedTuple):
         )
 
 
-def prepare(config: TrainConfig) -> Prepared:
+def prepare(config: TrainConfig, shelf: Shelf) -> Prepared:
     """Model and data, and the cheap checks that need them.
+
+    Args:
+        config: The resolved configuration.
+        shelf: Holds what runs before this one have read.
 
     Raises:
         GreatsError: A file, the model or the data cannot be used.
     """
     mesh = make_mesh(config.mesh)
     check_rows(config, row_parts(mesh))
-    tokenizer = tokenizer_of(config.model)
+    text = config.model.tokenizer or config.model.source
+    tokenizer = shelf.take("tokenizer", text, lambda: tokenizer_of(config.model))
     # Data first: a mistake there should not cost the time to load a large model.
-    data = load_data(config, tokenizer)
+    wanted = (text, config.data, config.task, config.more_tasks, config.seed)
+    data = shelf.take("data", wanted, lambda: load_data(config, tokenizer))
     CandidateSampler(data.pool, config.batch, config.seed)  # refuses a pool that cannot fill a batch
-    model = load_initial(config, mesh)
+    model = load_initial(config, mesh, shelf)
     check_tokens(data, model.config.max_length, model.config.vocab_size)
     upper = config.scoring.upper_layers
     if upper is not None and upper >= model.config.layers:

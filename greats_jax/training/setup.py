@@ -11,14 +11,17 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data import Example, Pool, build_pool
+from greats_jax.data.building import padding_token
 from greats_jax.errors import DataError, TaskError
 from greats_jax.models import Decoder, add_lora, from_pretrained, from_shape, load_adapter, load_tokenizer
 from greats_jax.models.loading import Shardings, read_shape
+from greats_jax.models.lora import copied
 from greats_jax.tasks import load_task
 from greats_jax.tasks.questions import Benchmark
 from greats_jax.training.config import ModelConfig, TrainConfig
 from greats_jax.training.mesh import decoder_shardings
 from greats_jax.training.result import RunResult
+from greats_jax.training.shelf import Shelf
 
 
 class TaskData(NamedTuple):
@@ -56,7 +59,17 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TaskDa
         DataError: A source cannot be read or gives no example.
         TaskError: A task's own data are missing or too few, or two tasks are the same.
     """
-    pool, loaded = build_pool(config.data, tokenizer), []
+    return load_tasks(config, tokenizer, build_pool(config.data, tokenizer))
+
+
+def load_tasks(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, pool: Pool) -> TaskData:
+    """The target tasks, and what they leave of a pool.
+
+    Raises:
+        DataError: A file of examples cannot be read.
+        TaskError: A task's own data are missing or too few, or two tasks are the same.
+    """
+    loaded = []
     for task_config in (config.task, *config.more_tasks):
         task = load_task(task_config, tokenizer, config.data, pool, config.seed)
         pool = task.pool
@@ -73,6 +86,20 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TaskDa
         np.repeat(np.arange(len(loaded), dtype=np.int32), [len(task.test) for task in loaded]),
         tuple(task.benchmark for task in loaded),
     )
+
+
+def load_measured_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TaskData:
+    """The target tasks, to be measured and not trained for; the pool is empty unless a task is a part of it.
+
+    Raises:
+        DataError: A source cannot be read or gives no example.
+        TaskError: A task's own data are missing or too few, or two tasks are the same.
+    """
+    if any(task.name == "holdout" for task in (config.task, *config.more_tasks)):
+        return load_data(config, tokenizer)
+    none = np.empty(0, np.int32)
+    pool = Pool((), (), (), none, none, None, {}, padding_token(tokenizer))
+    return load_tasks(config, tokenizer, pool)
 
 
 def load_base(config: ModelConfig, seed: int = 0) -> tuple[Decoder, PreTrainedTokenizerBase]:
@@ -97,10 +124,23 @@ def tokenizer_of(config: ModelConfig) -> PreTrainedTokenizerBase:
     return load_tokenizer(config.tokenizer or config.source)
 
 
-def load_initial(config: TrainConfig, mesh: Mesh | None = None) -> Decoder:
-    """The model as a run starts from it, with fresh adapters if it has any; on one device if no mesh is given."""
-    model = load_placed(config.model, config.model.source, mesh, config.seed)
-    return model if config.lora is None else add_lora(model, config.lora, jax.random.key(config.seed))
+def load_initial(config: TrainConfig, mesh: Mesh | None = None, shelf: Shelf | None = None) -> Decoder:
+    """The model as a run starts from it, with fresh adapters if it has any; on one device if no mesh is given.
+
+    Args:
+        config: The resolved configuration.
+        mesh: Where its arrays go.
+        shelf: Holds the weights under adapters, which no run changes; None to read them.
+    """
+
+    def load() -> Decoder:
+        return load_placed(config.model, config.model.source, mesh, config.seed)
+
+    if config.lora is None:
+        return load()
+    seed = None if config.model.weights == "pretrained" else config.seed
+    model = load() if shelf is None else copied(shelf.take("model", (config.model, config.mesh, seed), load))
+    return add_lora(model, config.lora, jax.random.key(config.seed))
 
 
 def load_placed(config: ModelConfig, source: str | Path, mesh: Mesh | None, seed: int = 0) -> Decoder:

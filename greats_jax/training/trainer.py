@@ -41,6 +41,7 @@ from greats_jax.training.run_folder import (
     write_summary,
 )
 from greats_jax.training.saving import Progress, Saved, Saver
+from greats_jax.training.shelf import Shelf
 from greats_jax.training.state import TrainState
 from greats_jax.training.summary import summarize
 from greats_jax.training.surroundings import PeakMemory, device, versions
@@ -56,6 +57,7 @@ class Trainer:
         should_stop: Asked between updates and between batches of an evaluation; once it says yes the run is saved and
             ends as interrupted.
         resume: Go on with the run in the folder if there is one; the same call begins it where there is none.
+        shelf: Where what is read and compiled is left for the next run of this process.
 
     Raises:
         ConfigError: The configuration contradicts itself.
@@ -68,12 +70,14 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
         *,
         resume: bool = False,
+        shelf: Shelf | None = None,
     ):
         self.config = resolve(config)
         check_trackers(self.config)
         self._trackers = tuple(trackers)
         self._should_stop = should_stop
         self._resume = resume
+        self._shelf = shelf
 
     def fit(self) -> RunResult:
         """Train, and return what the run folder then holds.
@@ -103,7 +107,8 @@ class Trainer:
 
     def _fit(self, folder: Path) -> RunResult:
         memory = PeakMemory()
-        run = prepare(self.config)
+        shelf = Shelf() if self._shelf is None else self._shelf
+        run = prepare(self.config, shelf)
         groups = groups_of(self.config, row_parts(run.mesh))
         origin = origin_of(self.config, run.data, run.facts, run.model.params, run.selecting.frozen, groups)
         with ExitStack() as at_end:
@@ -130,7 +135,8 @@ class Trainer:
             for text in notices:
                 emit(Noticed(text))
             saver = Saver(self.config.checkpoint, checkpoints, records, origin, emit, lambda: guard.sound)
-            state, ended = Loop(self.config, run, placement, emit, self._should_stop).run(state, saved.progress, saver)
+            loop = Loop(self.config, run, placement, emit, self._should_stop, shelf)
+            state, ended = loop.run(state, saved.progress, saver)
             if not ended:
                 saver.finish()
                 return RunResult.interrupted(folder)

@@ -9,7 +9,7 @@ import pytest
 from greats_jax.cli import main
 from greats_jax.errors import ConfigError, ModelError, RunError
 from greats_jax.models import read_shape
-from greats_jax.training import Trainer, loop
+from greats_jax.training import Trainer, programs
 from greats_jax.training.config import MeshConfig, ModelConfig
 from greats_jax.training.config_loading import load_config
 from greats_jax.training.out_of_memory import out_of_memory_explained
@@ -151,7 +151,7 @@ def test_a_run_on_a_full_device_ends_with_advice(config_file, monkeypatch):
     def full(*arguments, **settings):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nAnd a long\ntable.")
 
-    monkeypatch.setattr(loop, "configured_step", full)
+    monkeypatch.setattr(programs, "configured_step", full)
     config = load_config(config_file, ["method=max_loss", "model.remat=full"])
     with pytest.raises(RunError, match="out of memory on the device: by estimate a step needs"):
         Trainer(config).fit()
