@@ -57,7 +57,7 @@ def load_own_questions(config: TaskConfig) -> Material:
 def _question(row: Placed, split: str, number: int, metric: str) -> Question:
     unknown = [name for name in row.fields if name not in _FIELDS]
     if unknown:
-        raise TaskError(f"{row.place}: the field {unknown[0]!r} is unknown: expected {', '.join(_FIELDS)}")
+        raise TaskError(f"{row.place}: the field {_shown(unknown[0])} is unknown: expected {', '.join(_FIELDS)}")
     opening = row.text("opening") if row.fields.get("opening") is not None else ""
     answers = _answers(row)
     choices: tuple[str, ...] = ()
@@ -65,7 +65,8 @@ def _question(row: Placed, split: str, number: int, metric: str) -> Question:
         texts = _texts(row, "choices")
         strange = [answer for answer in answers if answer not in texts]
         if strange:
-            raise TaskError(f"{row.place}: the answer {strange[0]!r} is none of the choices {', '.join(texts)}")
+            shown = ", ".join(_shown(text) for text in texts[:6])
+            raise TaskError(f"{row.place}: the answer {_shown(strange[0])} is none of the choices {shown}")
         choices = tuple(_follow(opening, text) for text in texts)
     continued = tuple(_follow(opening, answer) for answer in answers)
     return Question(
@@ -97,17 +98,23 @@ def _answers(row: Placed) -> tuple[str, ...]:
 def _texts(row: Placed, name: str) -> tuple[str, ...]:
     values = row.fields.get(name)
     if not isinstance(values, list) or not values:
-        raise TaskError(f"{row.place}: expected `{name}` as a list of texts, found {values!r}")
+        raise TaskError(f"{row.place}: expected `{name}` as a list of texts, found {_shown(values)}")
     return _checked(values, row, name)
 
 
 def _checked(values: Sequence[Any], row: Placed, name: str) -> tuple[str, ...]:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-            raise TaskError(f"{row.place}: `{name}` holds {value!r}, which is neither a text nor a number")
+            raise TaskError(f"{row.place}: `{name}` holds {_shown(value)}, which is neither a text nor a number")
     return tuple(str(value) for value in values)
 
 
 def _follow(opening: str, text: str) -> str:
     """A text as it is written after `opening`: with a blank between them where neither has one."""
     return f" {text}" if opening and not opening[-1].isspace() and not text[0].isspace() else text
+
+
+def _shown(value: Any) -> str:
+    """A value as it may stand in a message of one line."""
+    written = repr(value)
+    return written if len(written) <= 40 else f"{written[:40]}..."

@@ -1,9 +1,14 @@
 """One's own questions: every field and metric, and every fault with its line."""
 
+import json
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from greats_jax.errors import TaskError
-from greats_jax.tasks import Benchmark
+from greats_jax.tasks import Benchmark, TaskConfig
+from greats_jax.tasks.own_questions import load_own_questions
 
 from .conftest import write_lines
 
@@ -110,7 +115,7 @@ def test_faults_of_rows(tmp_path, load, row, message):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a", "answer": "x", "choices": ["b", "c"]}, "the answer 'x' is none of the choices b, c"),
+        ({"prompt": "a", "answer": "x", "choices": ["b", "c\n"]}, "the answer 'x' is none of the choices 'b', 'c.n'"),
         ({"prompt": "a", "answer": 2, "choices": ["b", "c"]}, "the answer is number 2, but the choices are 0 to 1"),
         ({"prompt": "a", "answer": 0, "choices": "bc"}, "expected `choices` as a list of texts, found 'bc'"),
         ({"prompt": "a", "answer": "b"}, "expected `choices` as a list of texts, found None"),
@@ -121,3 +126,30 @@ def test_faults_of_choices(tmp_path, load, row, message):
     path = write_lines(tmp_path / "mine.jsonl", [good, row, good])
     with pytest.raises(TaskError, match=f"line 2: {message}"):
         load("questions", path, n_validation=1, metric="choice")
+
+
+FIELDS = st.sampled_from(["prompt", "answer", "answers", "choices", "group", "opening", "id", "other"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(rows=st.lists(st.dictionaries(FIELDS, VALUES, max_size=6), min_size=2, max_size=4), choice=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_any_rows_are_questions_or_refused_in_one_line(tmp_path_factory, rows, choice):
+    path = tmp_path_factory.mktemp("fuzz") / "mine.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "a", "answer": "b"} | row) + "\n" for row in rows))
+    config = TaskConfig("questions", path=str(path), n_validation=1, metric="choice" if choice else None)
+    material, message = None, ""
+    try:
+        material = load_own_questions(config)
+    except TaskError as error:
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < 400
+    for question in material.validation + material.benchmark.questions if material else ():
+        assert question.answers
+        assert question.reference
+        assert not question.choices or set(question.answers) <= set(question.choices)
