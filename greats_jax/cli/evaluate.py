@@ -1,28 +1,117 @@
 """`greats evaluate`."""
 
-import dataclasses
+import json
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from greats_jax.cli.progress import Progress
+from greats_jax.cli.tables import aligned
 from greats_jax.models import combine, partition
-from greats_jax.training.evaluation import evaluate_tasks, evaluation_sets, row_losses
+from greats_jax.tasks.measuring import OVER_QUESTIONS, Measured
+from greats_jax.training.config import TrainConfig
+from greats_jax.training.config_loading import from_tree, plain, split_override
+from greats_jax.training.config_values import Origin
+from greats_jax.training.evaluation import (
+    evaluate_tasks,
+    evaluation_sets,
+    measure_benchmarks,
+    row_losses,
+    too_long,
+)
+from greats_jax.training.jsonl import dumps
 from greats_jax.training.losses import language_model_loss
 from greats_jax.training.result import RunResult
-from greats_jax.training.setup import load_data, load_trained
+from greats_jax.training.run_folder import CONFIG, write_whole
+from greats_jax.training.setup import check_tokens, load_base, load_measured_data, load_trained
 
 
-def evaluate(folder: str, n_test: int | None) -> int:
-    """Measure a finished run's model on its task, from the saved weights and the data as they are now."""
+def evaluate(
+    folder: str, overrides: Sequence[str] = (), base: bool = False, n_test: int | None = None, output: str | None = None
+) -> int:
+    """Measure the model of a finished run on its task, or on another, from the data as they are now.
+
+    Args:
+        folder: The run folder.
+        overrides: Settings laid over the configuration of the run; one that names a task takes the place of the run's.
+        base: Measure the model as the run found it.
+        n_test: Test examples, in place of the task's.
+        output: File to write every answer to, as JSON.
+    """
     run = RunResult.load(folder)
-    config = run.config
-    if n_test is not None:
-        config = dataclasses.replace(config, task=dataclasses.replace(config.task, n_test=n_test))
-    model, tokenizer = load_trained(run)
-    data = load_data(config, tokenizer)
+    config = measured_config(run, overrides, n_test)
+    model, tokenizer = load_base(run.config.model, run.config.seed) if base else load_trained(run)
+    data = load_measured_data(config, tokenizer)
+    check_tokens(data, model.config.max_length, model.config.vocab_size)
     graphdef, params, frozen = partition(model)
-    print(f"{run.weights}: {len(data.validation)} validation and {len(data.test)} test examples", file=sys.stderr)
-    measured = evaluate_tasks(
+    which = run.config.model.source if base else run.weights
+    print(f"{which}: {len(data.validation)} validation and {len(data.test)} test examples", file=sys.stderr)
+    scalars = evaluate_tasks(
         evaluation_sets(data, config.evaluate_batch), row_losses(language_model_loss(graphdef, combine)), params, frozen
     )
     for split in ("validation", "test"):
-        print(f"{split}_perplexity {measured[f'{split}_perplexity']:.4f}  {split}_loss {measured[f'{split}_loss']:.4f}")
+        print(f"{split}_perplexity {scalars[f'{split}_perplexity']:.4f}  {split}_loss {scalars[f'{split}_loss']:.4f}")
+    with Progress("questions") as progress:
+        measured = measure_benchmarks(data, model, tokenizer, config, progress=progress.count)
+    for notice in too_long(measured, config.data.max_length):
+        print(notice, file=sys.stderr)
+    for name, one in measured.items():
+        print(f"\n{score_table(name, one)}")
+    if output is not None:
+        record = {"run": str(folder), "weights": "base" if base else "trained", "config": plain(config)}
+        whole = json.loads(dumps(record | as_record(scalars, measured)))
+        write_whole(Path(output), json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+        print(f"answers: {output}", file=sys.stderr)
     return 0
+
+
+def measured_config(run: RunResult, overrides: Sequence[str], n_test: int | None) -> TrainConfig:
+    """The configuration of a run with settings laid over it.
+
+    Where they name the task, nothing of the run's own tasks is kept: a path or a subject of one means nothing to
+    another.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        TaskError: A task lacks what it needs.
+    """
+    settings = [split_override(text) for text in overrides]
+    if n_test is not None:
+        settings.append(split_override(f"task.n_test={n_test}"))
+    keys = [key for key, _ in settings]
+    tree = plain(run.config)
+    if ("task",) in keys or ("task", "name") in keys:
+        tree = {key: value for key, value in tree.items() if key not in ("task", "more_tasks")}
+    return from_tree(tree, settings, Origin(str(run.folder / CONFIG), tuple(keys), TrainConfig))
+
+
+def score_table(name: str, measured: Measured) -> str:
+    """Scores of a benchmark by group, and their means."""
+    names = [score for score in measured.scores if not score.endswith(OVER_QUESTIONS)]
+    counts = dict.fromkeys(measured.groups, 0)
+    for answer in measured.answers:
+        counts[answer.group] += 1
+    rows: list[tuple[str, ...]] = [(name, "questions", *(score.replace("_", " ") for score in names))]
+    means = "mean"
+    if len(measured.groups) > 1:
+        rows += [_row(group, counts[group], scores, names) for group, scores in measured.groups.items()]
+        means = "mean over groups"
+    rows.append(_row(means, measured.questions, measured.scores, names))
+    if len(measured.groups) > 1:
+        over = {score: measured.scores[score + OVER_QUESTIONS] for score in names}
+        rows.append(_row("mean over questions", measured.questions, over, names))
+    return aligned(rows)
+
+
+def as_record(scalars: Mapping[str, float], measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """What was measured as plain values: perplexities, and for each task scores, groups and every answer."""
+    tasks = {
+        name: {**one._asdict(), "answers": [answer._asdict() for answer in one.answers]}
+        for name, one in measured.items()
+    }
+    return {"metrics": {name: value for name, value in scalars.items() if name != "seconds"}, "tasks": tasks}
+
+
+def _row(label: str, count: int, scores: Mapping[str, float], names: Sequence[str]) -> tuple[str, ...]:
+    return label, f"{count:,}", *(f"{scores[name]:.4f}" for name in names)

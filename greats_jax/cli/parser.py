@@ -89,9 +89,16 @@ def build_parser() -> _Parser:
     _add_folders(inspect)
     inspect.set_defaults(run=_inspect)
 
-    evaluate = commands.add_parser("evaluate", help="measure a finished run's model on its task again")
+    evaluate = commands.add_parser(
+        "evaluate", help="measure a finished run's model on its task again, or on another",
+        description="Measure perplexity, and what the model answers to the questions of a task: greats evaluate "
+        "runs/x task.name=mmlu task.subject=all task.shots=5 data.max_length=2048",
+    )  # fmt: skip
     _add_run(evaluate)
+    _add_overrides(evaluate)
+    evaluate.add_argument("--base", action="store_true", help="measure the model as it was before training")
     evaluate.add_argument("--n-test", type=_count, help="test examples (default: as in the run)")
+    evaluate.add_argument("--output", metavar="FILE", help="write every answer to a JSON file")
     evaluate.set_defaults(run=_evaluate)
 
     generate = commands.add_parser("generate", help="let a finished run's model answer a prompt, or a file of prompts")
@@ -231,7 +238,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from greats_jax.cli.evaluate import evaluate
 
-    return evaluate(arguments.folder, arguments.n_test)
+    return evaluate(arguments.folder, arguments.overrides, arguments.base, arguments.n_test, arguments.output)
 
 
 def _generate(arguments: argparse.Namespace) -> int:

@@ -10,10 +10,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from greats_jax.models.sharding import DATA, FSDP
 
-Check = Callable[[], None]
-"""Called before every batch; raises what shall end the work."""
+Check = Callable[[int], None]
+"""Called before every batch with the number of prompts that are done; raises what shall end the work."""
 
 _SMALLEST = 16  # tokens
+
+
+def never(done: int) -> None:
+    """The `Check` that lets all work go on."""
 
 
 def padded_length(length: int) -> int:

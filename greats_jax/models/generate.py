@@ -13,6 +13,7 @@ from greats_jax.models.bucketing import (
     Check,
     batches_by_length,
     for_the_host,
+    never,
     padded,
     padded_length,
     put_rows,
@@ -48,7 +49,7 @@ def generate(
     eos_token_ids: tuple[int, ...] | None = None,
     batch: int | None = None,
     ended: Ended | None = None,
-    check: Check = lambda: None,
+    check: Check = never,
 ) -> list[list[int]]:
     """Continues prompts.
 
@@ -66,7 +67,8 @@ def generate(
       batch: rows continued at once, neighbours in length; None for all in one batch.
       ended: asked every 16 tokens for each row that goes on, with all that it has produced: for ends that only the text
         shows. What was produced past such an end is returned too.
-      check: called before each batch and whenever `ended` is asked; raises what shall end the work.
+      check: called before each batch and whenever `ended` is asked, with the number of prompts done; raises what shall
+        end the work.
 
     Returns:
       The new tokens of each row; the token that ended the row is left out.
@@ -87,10 +89,13 @@ def generate(
     options = _Options(max_new_tokens, temperature, tuple(stops or (-1,)), len(rows) if batch is None else batch)
     answers: list[list[int]] = [[] for _ in rows]
     for number, members in enumerate(batches_by_length([len(row) for row in rows], options.batch)):
-        check()
+        done = number * options.batch
+        check(done)
         key = jax.random.fold_in(jax.random.key(seed), number)
         chosen = [rows[i] for i in members]
-        for row, answer in zip(members, _continue(model, chosen, options, key, ended, check), strict=True):
+        for row, answer in zip(
+            members, _continue(model, chosen, options, key, ended, partial(check, done)), strict=True
+        ):
             answers[row] = answer
     return answers
 
@@ -105,7 +110,12 @@ class _Options(NamedTuple):
 
 
 def _continue(
-    model: Decoder, rows: list[list[int]], options: _Options, key: jax.Array, ended: Ended | None, check: Check
+    model: Decoder,
+    rows: list[list[int]],
+    options: _Options,
+    key: jax.Array,
+    ended: Ended | None,
+    check: Callable[[], None],
 ) -> list[list[int]]:
     """One batch, the longest row first."""
     parts = partition(model)

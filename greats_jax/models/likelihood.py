@@ -14,6 +14,7 @@ from greats_jax.models.bucketing import (
     Check,
     batches_by_length,
     for_the_host,
+    never,
     padded,
     padded_length,
     put_rows,
@@ -40,7 +41,7 @@ def continuation_log_likelihoods(
     continuations: Sequence[Sequence[int]],
     *,
     batch: int = 8,
-    check: Check = lambda: None,
+    check: Check = never,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-likelihood of each continuation after its prompt.
 
@@ -52,7 +53,7 @@ def continuation_log_likelihoods(
       prompts: token ids, at least one per prompt.
       continuations: token ids, at least one per continuation.
       batch: rows the model runs over at once.
-      check: called before each batch.
+      check: called before each batch with the number of continuations done; raises what shall end the work.
 
     Returns:
       f64[n], the sum over the continuation's tokens of their log-probabilities in nats; and bool[n], whether each of
@@ -80,8 +81,10 @@ def continuation_log_likelihoods(
                 sums[request] = log_likelihoods[i, : row.count, k].sum(dtype=np.float64)
                 greedy[request] = likeliest[i, : row.count, k].all()
 
+    done = 0
     for members, arrays in _batches(model, rows, continuations, batch):
-        check()
+        check(done)
+        done += sum(len(row.requests) for row in members)
         pending.append((members, *_scores(*partition(model), *put_rows(model.mesh, arrays))))
         if len(pending) > _AHEAD:
             read()

@@ -6,6 +6,7 @@ A prompt is rendered as the validation examples of the same task are, so what is
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data import Template
 from greats_jax.models import Decoder
-from greats_jax.models.bucketing import Check
+from greats_jax.models.bucketing import Check, never
 from greats_jax.models.generate import generate
 from greats_jax.models.likelihood import continuation_log_likelihoods
 from greats_jax.tasks.metrics import METRICS, check_metric
@@ -77,6 +78,7 @@ def measure(
     max_length: int = sys.maxsize,
     batch: int = 8,
     should_stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Measured:
     """Asks a model every question of a benchmark and judges its answers.
 
@@ -89,6 +91,7 @@ def measure(
             written answers with their new tokens may pass the positions of the model.
         batch: Questions answered at once.
         should_stop: Asked between batches.
+        progress: Told between batches how many questions of how many are done.
 
     Returns:
         The scores and every answer.
@@ -101,25 +104,29 @@ def measure(
     answers that and a pass over one token for each token of the longest answer in a batch.
     """
     check_metric(benchmark.metric)
-
-    def check() -> None:
-        if should_stop():
-            raise MeasuringStopped
-
     prompter = Prompter(model, tokenizer, template, max_length, benchmark.max_new_tokens)
     prompts = prompter.prompts(benchmark.questions)
-    predictions: list[str] = [""] * len(prompts)
-    likelihoods: list[tuple[float, ...]] = [()] * len(prompts)
+
+    def check(before: int, done: int) -> None:
+        if should_stop():
+            raise MeasuringStopped
+        progress(before + done, len(prompts))
+
     judged = [i for i, prompt in enumerate(prompts) if prompt.choices]
-    for i, found in zip(judged, _weighed([prompts[i] for i in judged], model, batch, check), strict=True):
+    written = [i for i, prompt in enumerate(prompts) if not prompt.choices]
+    weights = _weighed([prompts[i] for i in judged], model, batch, partial(check, 0))
+    texts = written_answers(
+        model, tokenizer, [prompts[i].tokens for i in written], benchmark.stops, benchmark.max_new_tokens, batch,
+        partial(check, len(judged)),
+    )  # fmt: skip
+    likelihoods: list[tuple[float, ...]] = [()] * len(prompts)
+    predictions = [""] * len(prompts)
+    for i, found in zip(judged, weights, strict=True):
         likelihoods[i] = found
         predictions[i] = _taken(benchmark.questions[i], prompts[i], found, benchmark.likelihood)
-    written = [i for i, prompt in enumerate(prompts) if not prompt.choices]
-    asked = [prompts[i].tokens for i in written]
-    for i, text in zip(written, written_answers(
-        model, tokenizer, asked, benchmark.stops, benchmark.max_new_tokens, batch, check
-    ), strict=True):  # fmt: skip
+    for i, text in zip(written, texts, strict=True):
         predictions[i] = text
+    progress(len(prompts), len(prompts))
     metric = METRICS[benchmark.metric]
     answers = tuple(
         Answered(question.id, question.group, prediction, metric(prediction, question.answers), found)
@@ -152,7 +159,7 @@ def written_answers(
     stops: Sequence[str],
     max_new_tokens: int,
     batch: int,
-    check: Check = lambda: None,
+    check: Check = never,
 ) -> list[str]:
     """The likeliest continuation of each prompt as text, up to a stop, an end token or the greatest length.
 
@@ -192,7 +199,11 @@ def _weighed(prompts: Sequence[Prompt], model: Decoder, batch: int, check: Check
     """Log-likelihood of every choice of each prompt."""
     pairs = [pair for prompt in prompts for pair in prompt.choices]
     sums, _ = continuation_log_likelihoods(
-        model, [before for before, _ in pairs], [choice for _, choice in pairs], batch=batch, check=check
+        model,
+        [before for before, _ in pairs],
+        [choice for _, choice in pairs],
+        batch=batch,
+        check=lambda done: check(done * len(prompts) // len(pairs)),
     )
     found = iter(sums.tolist())
     return [tuple(next(found) for _ in prompt.choices) for prompt in prompts]

@@ -72,7 +72,7 @@ def load_task(
         config: The task.
         tokenizer: The model's tokenizer.
         data_config: Template and longest example, as for the pool.
-        pool: The training pool.
+        pool: The training pool; where nothing is to be trained, it may be empty.
         seed: Seed of what is drawn at random: examples held out, the order of one's own.
 
     Returns:
@@ -92,7 +92,7 @@ def load_task(
     keys = validation | {_key(example) for example in test}
     copies = {example.id for example in task.pool.examples if _key(example) in keys}
     left = task.pool.without(copies, "in_target")
-    if not len(left):
+    if len(task.pool) and not len(left):
         raise TaskError(
             f"the {task.name} task leaves nothing to train on: every example of the pool is also in the task"
         )

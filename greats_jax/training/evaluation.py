@@ -160,10 +160,12 @@ def measure_benchmarks(
     tokenizer: PreTrainedTokenizerBase,
     config: TrainConfig,
     should_stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Measured]:
     """What a model scores on the questions of each target task that has any, by its name.
 
-    Prompts are as long as examples may be (`data.max_length`), and answered `evaluate_batch` at once.
+    Prompts are as long as examples may be (`data.max_length`), and answered `evaluate_batch` at once. The last two
+    arguments are those of `measure`.
 
     Raises:
         TaskError: A question cannot be asked.
@@ -178,6 +180,7 @@ def measure_benchmarks(
             max_length=config.data.max_length,
             batch=config.evaluate_batch,
             should_stop=should_stop,
+            progress=progress,
         )
         for name, benchmark in zip(data.tasks, data.benchmarks, strict=False)
         if benchmark is not None
