@@ -1,4 +1,4 @@
-"""Writes short dialogues with their summaries, in the columns of SAMSum: python scripts/make_dialogues.py FOLDER
+"""Writes short dialogues with their summaries, in the columns of SAMSum: python scripts/make_dialogues.py FOLDER.
 
 A stand-in for a machine that cannot fetch SAMSum. Two people arrange something; the summary says what, where and when.
 The output depends only on this file.

@@ -1,4 +1,4 @@
-"""Spoil a known part of a data set, to see whether a method notices: python scripts/make_noise.py SOURCE OUT.jsonl
+"""Spoil a known part of a data set, to see whether a method notices: python scripts/make_noise.py SOURCE OUT.jsonl.
 
 Of conversations the answers of the spoilt part are handed round among them, so that each is a good answer to another
 question; of plain texts the words are shuffled. Every record says in the field `kind` which it is (sound or spoilt),
