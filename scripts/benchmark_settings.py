@@ -72,6 +72,12 @@ PRESETS = {
         steps=("greats", "first", "first-cached", "projected", "upper", "naive"),
     ),
     "smollm2": Setting(576, 30, 1536, 9, 3, 49152, 16, 1, 8, 512, 16, ("greats", "first", "greats-cached", "naive")),
+    # The throughput table of the GREATS paper (Llama-2-7B, adapters of rank 128), and its small twin.
+    "paper": Setting(
+        4096, 32, 11008, 32, 32, 32000, 4, 2, 2, 512, 128, ("greats", "grad-norm", "naive", "naive-grad-norm"),
+        dtype="bfloat16", compute="bfloat16",
+    ),
+    "paper-small": Setting(rank=16, m=2, steps=("greats", "grad-norm", "naive", "naive-grad-norm")),
     "llama-8b": Setting(
         4096, 32, 14336, 32, 8, 128256, 8, 1, 4, 512, 8, ("greats", "first", "greats-cached"),
         dtype="bfloat16", compute="bfloat16",

@@ -109,20 +109,40 @@ def rows(setting: Setting, count: int, seed: int) -> LanguageExample:
     )
 
 
-def naive_step(loss_fn: Callable[..., Any], optimizer: optax.GradientTransformation, setting: Setting) -> Callable:
-    """GREATS with gradients laid out by vmap(grad): the step to beat in memory."""
+def naive_greats(grads: PyTree, setting: Setting) -> jax.Array:
+    """The choice of GREATS from gradients of candidates and validation rows."""
+    gram = reference.gram(grads)
+    scores, overlap = gram[: setting.n, setting.n :].mean(1), 1e-3 * gram[: setting.n, : setting.n]
+
+    def pick(scores: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        best = jnp.argmax(scores)
+        return (scores - overlap[best]).at[best].set(-jnp.inf), best
+
+    return jax.lax.scan(pick, scores, length=setting.keep)[1]
+
+
+def naive_grad_norm(grads: PyTree, setting: Setting) -> jax.Array:
+    """The choice of the longest gradients from gradients of candidates."""
+    squares = sum(jnp.square(g.astype(jnp.float32)).reshape(setting.n, -1).sum(1) for g in jax.tree.leaves(grads))
+    return jax.lax.top_k(squares, setting.keep)[1]
+
+
+NAIVE = {"naive": (naive_greats, True), "naive-grad-norm": (naive_grad_norm, False)}
+"""Rules on gradients laid out by vmap(grad), the steps to beat in memory, and whether they look at validation rows."""
+
+
+def naive_step(
+    name: str, loss_fn: Callable[..., Any], optimizer: optax.GradientTransformation, setting: Setting
+) -> Callable:
+    """A step of `NAIVE`."""
+    choose, guided = NAIVE[name]
 
     def step(state: TrainState, frozen: PyTree, candidates: PyTree, validation: PyTree) -> tuple[TrainState, Any]:
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), candidates, validation)
-        grads = reference.per_example_grads(loss_fn, state.params, frozen, both)
-        gram = reference.gram(grads)
-        scores, overlap = gram[: setting.n, setting.n :].mean(1), 1e-3 * gram[: setting.n, : setting.n]
-
-        def pick(scores: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-            best = jnp.argmax(scores)
-            return (scores - overlap[best]).at[best].set(-jnp.inf), best
-
-        _, chosen = jax.lax.scan(pick, scores, length=setting.keep)
+        rows = candidates
+        if guided:
+            rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), candidates, validation)
+        grads = reference.per_example_grads(loss_fn, state.params, frozen, rows)
+        chosen = choose(grads, setting)
         mean = jax.tree.map(lambda g: g[chosen].mean(0), grads)
         updates, opt_state = optimizer.update(mean, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -166,8 +186,10 @@ def measure(setting: Setting, rounds: int) -> list[Result]:
         "plain on k": selective(Mode("regular"), setting.keep),
     }
     for name in setting.steps:
-        naive = name == "naive"
-        steps[name] = naive_step(losses["whole"], optimizer, setting) if naive else selective(STEPS[name], setting.keep)
+        direct = name in NAIVE
+        steps[name] = (
+            naive_step(name, losses["whole"], optimizer, setting) if direct else selective(STEPS[name], setting.keep)
+        )
 
     # Steps take turns on one state, so that a large model is there once; only some need room for a direction or memory.
     kinds = {name: state_kind(name) for name in steps}
@@ -247,8 +269,8 @@ def parse(argv: list[str]) -> tuple[str, Setting, argparse.Namespace]:
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Setting) if getattr(args, f.name) is not None}
     if "steps" in given:
         given["steps"] = tuple(given["steps"].split(","))
-        if unknown := set(given["steps"]) - set(STEPS) - {"naive"}:
-            parser.error(f"unknown steps {', '.join(sorted(unknown))}; there are {', '.join([*STEPS, 'naive'])}")
+        if unknown := set(given["steps"]) - set(STEPS) - set(NAIVE):
+            parser.error(f"unknown steps {', '.join(sorted(unknown))}; there are {', '.join([*STEPS, *NAIVE])}")
     return args.preset, dataclasses.replace(PRESETS[args.preset], **given), args
 
 

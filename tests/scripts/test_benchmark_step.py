@@ -14,7 +14,7 @@ def benchmark(load_program):
 
 @pytest.mark.slow
 def test_a_preset_is_measured_and_written_down(benchmark, tmp_path, capsys):
-    steps = "greats,uds,naive"
+    steps = "greats,uds,naive,naive-grad-norm"
     benchmark.main(["small", *TINY.split(), "--steps", steps, "--json", str(tmp_path / "found.json")])
     table = capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())
