@@ -1,0 +1,34 @@
+"""Curves of a comparison that was never run, for what is computed from curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from greats_jax.experiments.curves import Curve
+
+
+def made_curve(
+    method: str,
+    losses: Sequence[float],
+    seed: int = 0,
+    setting: str = "",
+    every: int = 10,
+    pace: float = 1.0,
+    draws: int = 8,
+) -> Curve:
+    """Evaluated every so many updates, each of which takes `pace` seconds and draws so many candidates."""
+    steps = np.arange(len(losses)) * every
+    values = np.asarray(losses, np.float64)
+    return Curve(
+        setting=setting,
+        method=method,
+        seed=seed,
+        steps=steps,
+        seconds=steps * pace,
+        candidates=steps * draws,
+        metrics={"test_loss": values, "test_perplexity": np.exp(values), "validation_loss": values - 0.1},
+        folder=Path(f"runs/{setting}-{method}-{seed}"),
+        candidate_tokens=steps * draws * 5,
+        trained_tokens=steps * draws * 2,
+    )

@@ -1,0 +1,75 @@
+"""The verdict says what the numbers say, and no more."""
+
+import numpy as np
+import pytest
+from made_curves import made_curve
+
+from greats_jax.experiments.outcomes import outcomes
+from greats_jax.experiments.verdict import verdict
+
+
+def told(gain: float, pace: float = 1.0, seeds: int = 5, noise: float = 0.01, target_only: float = -1.0) -> str:
+    """The verdict where greats gains so much on random_k and takes so many times as long."""
+    rng = np.random.default_rng(1)
+    curves = []
+    for seed in range(seeds):
+        last = 3.0 + rng.normal(0, 0.2)
+        levels = {"greats": last - gain, "random_k": last, "regular": last - 0.1, "target_only": last - target_only}
+        for name, value in levels.items():
+            own = value + rng.normal(0, noise)
+            curves.append(made_curve(name, np.linspace(4.5, own, 11), seed=seed, pace=pace if name == "greats" else 1))
+    return verdict(outcomes(curves), ["greats"])
+
+
+def test_it_pays():
+    text = told(0.3)
+    assert text.startswith("greats pays: better than choosing at random, also in equal time.")
+    assert "Against random_k: 26" in text
+    assert "% lower (95 % between" in text
+    assert "It came to the last perplexity of regular in 5 of 5 runs, after 8" in text
+
+
+def test_it_pays_per_update_and_not_per_second():
+    assert told(0.3, pace=3.0).startswith("greats pays per update but not per second: what choosing costs is more")
+
+
+def test_in_equal_time_it_may_not_be_shown():
+    text = told(0.3, pace=1.2, noise=0.1)
+    assert text.startswith("greats pays per update: better than choosing at random. In equal time that is not shown.")
+
+
+def test_it_does_not_pay():
+    assert told(-0.3).startswith("greats does not pay: it is worse than choosing at random.")
+
+
+def test_five_seeds_cannot_tell():
+    text = told(0.0, noise=0.1)
+    assert text.startswith("greats does not show that it pays: 5 seeds cannot tell it from choosing at random.")
+
+
+@pytest.mark.parametrize(("seeds", "words"), [(1, "cannot be told from one seed"), (3, "3 seeds can only show very")])
+def test_few_seeds(seeds, words):
+    assert words in told(0.3, seeds=seeds)
+
+
+def test_training_on_the_validation_examples_may_be_better_still():
+    assert "(target_only) ended lower still" in told(0.3, target_only=0.6)
+    assert "(target_only) ended lower still" not in told(0.3)
+
+
+def test_nothing_to_say():
+    assert verdict([]) == "No run has finished yet."
+    alone = outcomes([made_curve("random_k", [4.0, 3.0])])
+    assert verdict(alone, ["greats"]) == "No selection method has finished here, so there is nothing to compare."
+    lonely = outcomes([made_curve("greats", [4.0, 3.0])])
+    assert "random_k is not in the comparison" in verdict(lonely, ["greats"])
+
+
+def test_every_setting_has_its_own():
+    curves = [
+        made_curve(name, [4.0, 3.0], setting=setting, seed=seed)
+        for setting in ("batch=4", "batch=8")
+        for name in ("greats", "random_k")
+        for seed in range(2)
+    ]
+    assert [part.split(":")[0] for part in verdict(outcomes(curves)).split("\n\n")] == ["With batch=4", "With batch=8"]
