@@ -14,5 +14,5 @@ def report(folders: Sequence[str], output: str | None) -> int:
         print(written.missing, file=sys.stderr)
     print(written.html)
     if written.pngs:
-        print(f"{len(written.pngs)} pictures in {written.pngs[0].parent}")
+        print(f"{len(written.pngs)} picture{'s' * (len(written.pngs) > 1)} in {written.pngs[0].parent}")
     return 0

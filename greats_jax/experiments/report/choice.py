@@ -285,8 +285,8 @@ def _overlap_chart(methods: Sequence[str], pairs: Sequence[Overlap]) -> Chart:
                 axes.add_patch(
                     Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, facecolor=blue, alpha=0.6 * pair.jaccard, linewidth=0)
                 )
-                axes.text(x, y - 0.12, f"{pair.jaccard:.0%}", ha="center", va="center")
-                axes.text(x, y + 0.24, f"({pair.chance:.0%})", ha="center", va="center", fontsize=7, color=MUTED)
+                axes.text(x, y - 0.13, f"{pair.jaccard:.0%}", ha="center", va="center")
+                axes.text(x, y + 0.23, f"({pair.chance:.0%})", ha="center", va="center", color=MUTED)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=20, ha="right")

@@ -68,6 +68,9 @@ def write_pngs(charts: Sequence[Chart], folder: Path) -> list[Path]:
     Raises:
         RunError: matplotlib is not installed, or the files cannot be written.
     """
+    if not charts:
+        return []
+    figure_class()  # says what to install
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,9 +126,8 @@ _HATCHES = {
 
 
 def _draw(chart: Chart, target: Any, how: dict[str, Any], with_legend: bool) -> None:
-    figure_class()  # says what to install
+    Figure = figure_class()
     import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -177,6 +179,7 @@ def _for_page(text: str, chart: Chart) -> str:
         text = re.sub(light, f"var(--{name})", text, flags=re.IGNORECASE)
     # The size of the type stays, its face is that of the page.
     text = re.sub(r"font: (?:(\w+) )?([\d.]+)px [^;\"]+", _font, text)
+    text = re.sub(r"font-family: [^;\"]+;? ?", "", text)
     text = re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)
     text = re.sub(r">\s+<", "><", text)
     opening = text[: text.index(">")]

@@ -21,7 +21,7 @@ def as_text(report: Report, width: int) -> str:
         parts = [text for block in section.blocks if (text := _block(block, width))]
         if parts:
             lines += [section.title, "-" * len(section.title), "\n\n".join(parts), ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return _plain("\n".join(lines)).rstrip() + "\n"
 
 
 def _block(block: Block, width: int) -> str:
@@ -57,12 +57,12 @@ def _thinned(table: Table) -> Table:
 
 
 def _plain(text: str) -> str:
-    """Without the control characters by which a text could take over the terminal."""
-    return "".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in text)
+    """Without the control characters by which a text could take over the terminal; lines stay lines."""
+    return "".join(x if x.isprintable() or x == "\n" else " " if x.isspace() else "?" for x in text)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(_plain(text), width) or [""]
+    return textwrap.wrap(text, width) or [""]
 
 
 def _shortened(text: str, longest: int) -> str:
@@ -104,5 +104,5 @@ def cells_of(row: Sequence[str], part: Sequence[int], widths: Sequence[int], wid
 
 
 def _cell(text: str, width: int, left: bool) -> str:
-    text = _shortened(_plain(text), width)
+    text = _shortened(" ".join(text.split()), width)
     return text.ljust(width) if left else text.rjust(width)

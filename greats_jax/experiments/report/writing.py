@@ -58,10 +58,8 @@ def write_built(report: Report, html: Path) -> Written:
         html.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunError(f"{html}: the report cannot be written ({error.strerror or error})") from None
-    folder = html.with_name(f"{html.stem}_files")
-    charts = charts_of(report)
     try:
-        return Written(html, tuple(write_pngs(charts, folder)) if charts else (), "")
+        return Written(html, tuple(write_pngs(charts_of(report), html.with_name(f"{html.stem}_files"))), "")
     except RunError as missing:
         return Written(html, (), str(missing))
 

@@ -1,0 +1,63 @@
+import shutil
+
+import pytest
+
+from greats_jax.errors import RunError
+from greats_jax.experiments.report.members import flat, gather
+
+
+def test_runs_inside_a_folder_are_found_and_named_by_method_and_seed(runs):
+    members = gather([runs])
+    assert members.methods == ("greats", "max_loss", "random_k", "regular")
+    assert members.settings == ("",)
+    assert members.seeds == (0, 1, 2)
+    assert members.asked == ("greats",)
+    assert members.target == "regular"
+    assert members.title == "runs"
+    assert [member.seed for member in members.of("", "greats")] == [0, 1, 2]
+    assert members.notes == ()
+
+
+def test_a_comparison_says_what_is_missing_and_why(comparison):
+    members = gather([comparison])
+    assert members.settings == ("keep=2", "keep=3")
+    assert members.methods == ("greats", "random_k")
+    assert members.target == "random_k"
+    assert len(members.runs) == 6
+    assert members.notes == (
+        "The run keep=3-random_k-1 failed: the disk was full",
+        "1 of the 8 runs of the comparison have not been made yet.",
+    )
+
+
+def test_runs_of_the_same_method_and_seed_are_told_apart_by_what_differs(make_run, tmp_path):
+    one = make_run(tmp_path / "one", "optimizer.learning_rate=0.01")
+    other = make_run(tmp_path / "other", "optimizer.learning_rate=0.02")
+    again = make_run(tmp_path / "again", "optimizer.learning_rate=0.02")
+    found = gather([one.folder, other.folder])
+    assert found.settings == ("optimizer.learning_rate=0.01", "optimizer.learning_rate=0.02")
+    assert len(gather([one.folder, other.folder, again.folder]).settings) == 3
+    assert gather([one.folder]).settings == ("",)
+
+
+def test_an_unfinished_run_is_shown_as_far_as_it_went(runs, tmp_path):
+    folder = tmp_path / "stopped"
+    shutil.copytree(runs / "greats-0", folder)
+    (folder / "summary.json").unlink()
+    members = gather([folder, runs / "regular-0"])
+    assert members.notes == ("Not finished, and shown as far as they went: stopped.",)
+    assert [len(member.steps) for member in members.runs] == [12, 12]
+
+
+def test_what_is_no_run_is_told(tmp_path, runs):
+    with pytest.raises(RunError, match="there is no run here"):
+        gather([tmp_path])
+    shutil.copytree(runs / "greats-0", tmp_path / "begun")
+    (tmp_path / "begun" / "summary.json").unlink()
+    (tmp_path / "begun" / "metrics.jsonl").write_text("")
+    with pytest.raises(RunError, match="no run here has been evaluated yet"):
+        gather([tmp_path / "begun"])
+
+
+def test_nested_settings_become_dotted_keys():
+    assert flat({"a": {"b": 1, "c": [None, "x"]}, "d": {}}) == {"a.b": "1", "a.c.0": "null", "a.c.1": "x", "d": "{}"}
