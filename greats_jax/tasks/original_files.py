@@ -31,9 +31,8 @@ class Placed(NamedTuple):
         value = self.fields.get(name)
         if not isinstance(value, str):
             found = "is missing" if name not in self.fields else f"is {type(value).__name__}, not text"
-            raise TaskError(
-                f"{self.place}: the field {name!r} {found}: the fields are {', '.join(map(str, self.fields))}"
-            )
+            shown = " ".join(", ".join(map(str, self.fields)).split())[:200]
+            raise TaskError(f"{self.place}: the field {name!r} {found}: the fields are {shown}")
         return value
 
 

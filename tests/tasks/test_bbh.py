@@ -85,6 +85,9 @@ def test_examples_that_are_too_long_lose_worked_examples(folder, load, texts):
     assert {text.count("Q: ") for text, _ in texts(task.test)} == {3}  # one of the three is gone
     assert task.counts == {"shots_dropped": 8}
     assert all(len(question.shots) == 3 for question in task.benchmark.questions)
+    shorter = load("bbh", folder, max_length=length - 2)
+    assert {text.count("Q: ") for text, _ in texts(shorter.validation)} == {2}
+    assert shorter.counts == {"shots_dropped": 8 + 5}
 
 
 def test_archive_and_file_of_less(folder, tmp_path, load):

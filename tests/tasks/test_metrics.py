@@ -1,8 +1,8 @@
 """How answers are judged: against published rules, against rouge-score, and against lm-evaluation-harness."""
 
-import builtins
 import gzip
 import json
+import sys
 from decimal import Decimal
 
 import pytest
@@ -88,18 +88,11 @@ def test_rouge_is_that_of_the_package(prediction, answer):
 
 
 def test_rouge_without_its_package(monkeypatch):
-    def missing(name, *args, **kwargs):
-        if name.startswith("rouge_score"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    real = builtins.__import__
     metrics._rouge_scorer.cache_clear()
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
     with pytest.raises(TaskError, match="pip install rouge-score"):
         check_metric("rouge")
     monkeypatch.undo()
-    metrics._rouge_scorer.cache_clear()
     check_metric("rouge")
 
 

@@ -137,7 +137,7 @@ VALUES = st.recursive(
 
 
 @given(rows=st.lists(st.dictionaries(FIELDS, VALUES, max_size=6), min_size=2, max_size=4), choice=st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_rows_are_questions_or_refused_in_one_line(tmp_path_factory, rows, choice):
     path = tmp_path_factory.mktemp("fuzz") / "mine.jsonl"
     path.write_text("".join(json.dumps({"prompt": "a", "answer": "b"} | row) + "\n" for row in rows))

@@ -1,10 +1,12 @@
 """Summaries of dialogues: the prompt of torchtune, from files and hub data sets of the same columns."""
 
 import json
+import sys
 
 import pytest
 
 from greats_jax.errors import TaskError
+from greats_jax.tasks import metrics
 
 from .conftest import write_lines
 
@@ -83,4 +85,11 @@ def test_files_of_other_kinds(tmp_path, load):
 def test_other_columns(folder, load, line, message):
     write_lines(folder / "test.jsonl", [line])
     with pytest.raises(TaskError, match=message):
+        load("samsum", folder)
+
+
+def test_missing_package_is_said_before_anything_is_trained(folder, load, monkeypatch):
+    metrics._rouge_scorer.cache_clear()
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    with pytest.raises(TaskError, match="pip install rouge-score"):
         load("samsum", folder)

@@ -79,6 +79,13 @@ def test_one_shot_prompt_is_that_of_open_instruct(folder, load):
     assert benchmark.stops == ("<|user|>",)
 
 
+@pytest.mark.parametrize("task", ["tydiqa", "bbh", "gsm8k"])
+def test_longest_answer(load, shared, task):
+    paths = {"tydiqa": "tydiqa", "bbh": "bbh.tar.gz", "gsm8k": "gsm8k_test.jsonl.gz"}
+    path = shared / "data" / "eval" / paths[task]
+    assert load(task, path, n_test=3, max_new_tokens=7).benchmark.max_new_tokens == 7
+
+
 def test_prompt_without_worked_example_is_that_of_validation(folder, load, texts):
     task = load("tydiqa", folder, shots=0)
     question = task.benchmark.questions[0]
