@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -13,9 +14,11 @@ from greats_jax.cli.console import duration
 from greats_jax.cli.program import program
 from greats_jax.cli.stopping import stop_on_signals
 from greats_jax.cli.tables import aligned
+from greats_jax.errors import GreatsError
 from greats_jax.experiments.comparison import run_comparison
 from greats_jax.experiments.comparison_config import load_comparison
 from greats_jax.experiments.comparison_plan import Plan, PlannedRun, plan_comparison
+from greats_jax.experiments.report import write_report
 from greats_jax.experiments.summary import found, tables, write_summary_file
 from greats_jax.experiments.tidy import PLAIN_TABLE, TABLE
 from greats_jax.experiments.verdict import verdict
@@ -34,7 +37,9 @@ def compare(config_path: str, overrides: Sequence[str]) -> int:
     finally:
         view.close()
     if ended.finished:
-        _show(plan)
+        print(_found(plan))
+        for path in _files(plan, whole=not ended.stopped):
+            print(path)
     for name, reason in ended.failed.items():
         print(f"greats: {name} failed: {reason}", file=sys.stderr)
     if ended.stopped:
@@ -43,16 +48,26 @@ def compare(config_path: str, overrides: Sequence[str]) -> int:
     return 1 if ended.failed else 0
 
 
-def _show(plan: Plan) -> None:
-    """Print tables and verdict, write them to summary.md, and make the report where it can be made."""
-    summary = write_summary_file(plan.folder)
+def _found(plan: Plan) -> str:
+    """Tables and verdict."""
     manifest, every = found(plan.folder)
-    print()
-    for title, rows in tables(every):
-        print(f"{title}\n{aligned(rows)}\n" if title else f"{aligned(rows)}\n")
-    print(f"{verdict(every, manifest.asked)}\n")
-    for path in (plan.folder / TABLE, plan.folder / PLAIN_TABLE, summary):
-        print(path)
+    shown = [f"{title}\n{aligned(rows)}" if title else aligned(rows) for title, rows in tables(every)]
+    return "\n" + "\n\n".join([*shown, verdict(every, manifest.asked)]) + "\n"
+
+
+def _files(plan: Plan, whole: bool) -> list[Path]:
+    """Write summary.md, and the report of a comparison that is whole; everything there is to look at."""
+    paths = [plan.folder / TABLE, plan.folder / PLAIN_TABLE, write_summary_file(plan.folder)]
+    if not whole:
+        return paths
+    try:
+        report = write_report(plan.folder)
+    except GreatsError as error:  # data that are gone, a file in the way: the runs are whole all the same
+        print(f"greats: no report was written: {error}", file=sys.stderr)
+        return paths
+    if report.missing:
+        print(f"greats: {report.missing}", file=sys.stderr)
+    return [*paths, report.html]
 
 
 class ComparisonView:

@@ -82,6 +82,7 @@ class ComparisonConfig:
         return from_tree(self.train, settings, Origin(self.file, (), TrainConfig))
 
 
+_MOST_SEEDS = 10_000
 _KEYS = ("train", "set", "methods", "controls", "seeds", "vary", "target", "keep_weights", "output")
 
 
@@ -226,9 +227,11 @@ def _controls(value: Any, file: str) -> tuple[str, ...]:
 def _seeds(value: Any, file: str) -> tuple[int, ...]:
     if isinstance(value, CommandLineText) and "," not in value and value.isdigit():
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return tuple(range(value))
-    items = _list(value, "seeds", file)
+    items: list[Any] = []
+    if isinstance(value, int) and not isinstance(value, bool):
+        items = list(range(min(value, _MOST_SEEDS)))
+    elif value is not None:
+        items = _list(value, "seeds", file)
     if not items or not all(str(item).isdecimal() and int(item) < 2**32 for item in items):
         raise ConfigError(f"seeds: {shown(value)} in {file} is neither a number of seeds nor a list, as [0, 1, 2]")
     return tuple(dict.fromkeys(int(item) for item in items))

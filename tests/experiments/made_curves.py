@@ -10,7 +10,7 @@ from greats_jax.experiments.curves import Curve
 
 def made_curve(
     method: str,
-    losses: Sequence[float],
+    losses: Sequence[float] | np.ndarray,
     seed: int = 0,
     setting: str = "",
     every: int = 10,
