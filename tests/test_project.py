@@ -12,8 +12,8 @@ from greats_jax import __version__
 
 MODULES = {"opt-einsum": "opt_einsum", "orbax-checkpoint": "orbax", "pyyaml": "yaml"}
 EXTRAS = {"lm_eval", "matplotlib", "qwix", "rouge_score", "tensorboardX", "wandb"}
-# Parts of declared packages: transformers is built on the first two, datasets on the third, jinja2 on the fourth, jax on
-# the others.
+# Parts of declared packages: transformers is built on the first two, datasets on the third, jinja2 on the fourth, jax
+# on the others.
 CARRIED = {"huggingface_hub", "tokenizers", "pyarrow", "markupsafe", "jaxlib", "ml_dtypes"}
 
 
