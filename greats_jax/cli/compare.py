@@ -3,20 +3,23 @@
 import shlex
 import shutil
 import sys
+import textwrap
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from greats_jax.cli.config_help import attribute_docs
 from greats_jax.cli.console import duration
 from greats_jax.cli.program import program
 from greats_jax.cli.stopping import stop_on_signals
 from greats_jax.cli.tables import aligned
 from greats_jax.errors import GreatsError
 from greats_jax.experiments.comparison import run_comparison
-from greats_jax.experiments.comparison_config import load_comparison
+from greats_jax.experiments.comparison_config import ComparisonConfig, load_comparison
 from greats_jax.experiments.comparison_plan import Plan, PlannedRun, plan_comparison
 from greats_jax.experiments.report import write_report
 from greats_jax.experiments.summary import found, tables, write_summary_file
@@ -46,6 +49,15 @@ def compare(config_path: str, overrides: Sequence[str]) -> int:
         again = shlex.join([*program(), "compare", config_path, *overrides])
         print(f"greats: stopped after {ended.finished} of {len(plan.runs)} runs; go on with: {again}", file=sys.stderr)
     return 1 if ended.failed else 0
+
+
+def describe_comparison() -> str:
+    """Every key of a comparison file, one entry each."""
+    lines = ["keys of a comparison, in CONFIG or as KEY=VALUE; those of the training as set.KEY=VALUE:"]
+    for key, text in attribute_docs(ComparisonConfig).items():
+        if key != "file":
+            lines += [f"  {key}", *textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+    return "\n".join(lines) + "\n"
 
 
 def _found(plan: Plan) -> str:
@@ -83,9 +95,9 @@ class ComparisonView:
         self._runs = self._ended = 0
         self._updates: dict[str, int] = {}  # of each run, where they are known
         self._waiting: dict[str, None] = {}  # runs that have not ended
-        self._done = 0  # updates made by this call
-        self._clock = time.monotonic()
-        self._run_clock = self._clock
+        self._done = 0  # updates of the current run, made by this call
+        self._paces: deque[tuple[float, int]] = deque()  # seconds and updates of the last runs
+        self._run_clock = time.monotonic()
         self._name, self._first, self._last = "", None, None
         self._step = 0
 
@@ -94,7 +106,7 @@ class ComparisonView:
         self._runs, self._ended = len(plan.runs), finished
         self._updates = {run.name: run.config.steps or 0 for run in plan.runs}
         self._waiting = {run.name: None for run in plan.runs}
-        self._clock = time.monotonic()
+        self._paces = deque(maxlen=len(plan.methods))  # what the first seed compiles, the others do not
         methods, seeds = len(plan.methods), len({run.seed for run in plan.runs})
         settings = f" x {len(plan.settings)} settings" if len(plan.settings) > 1 else ""
         before = f"; {finished} have finished before" if finished else ""
@@ -113,7 +125,7 @@ class ComparisonView:
             if self._bar is not None:
                 self._bar.update(self._updates[name])
         self._name, self._first, self._last = run.name, None, None
-        self._run_clock = time.monotonic()
+        self._done, self._step, self._run_clock = 0, 0, time.monotonic()
         self._refresh("loading")
         return self
 
@@ -134,9 +146,10 @@ class ComparisonView:
                     self._bar.update(step - self._step)
                 self._step = step
                 self._refresh(f"update {step}")
-            case Evaluated(_, metrics):
+            case Evaluated(step, metrics):
                 self._first = self._first or metrics
                 self._last = metrics
+                self._refresh(f"update {step}")
             case Noticed(text):
                 if not text.startswith("compiling"):
                     self._say(f"{self._name}: {text}")
@@ -146,8 +159,11 @@ class ComparisonView:
         self._ended += 1
         self._waiting.pop(run.name, None)
         if self._bar is not None:
-            self._bar.update(self._updates[run.name] - self._step if failure is None else 0)
+            self._bar.update(self._updates[run.name] - self._step)  # of one that failed, what will not be made
         took = duration(time.monotonic() - self._run_clock)
+        if self._done:
+            self._paces.append((time.monotonic() - self._run_clock, self._done))
+            self._done = 0
         if failure is not None:
             self._say(f"{run.name}: failed after {took}: {failure}")
             return
@@ -169,11 +185,13 @@ class ComparisonView:
             self._bar.set_postfix_str(f"{self._name} {doing}, ppl {shown}, {self._left()}")
 
     def _left(self) -> str:
-        """Time left by the pace of this call, loading and compilation included."""
-        to_do = sum(self._updates[name] for name in self._waiting) - (self._step if self._name in self._waiting else 0)
-        if not self._done:
+        """Time left by the pace of the last runs, loading and compilation included."""
+        now = (time.monotonic() - self._run_clock, self._done) if self._done else (0.0, 0)
+        seconds, updates = (sum(part) for part in zip(now, *self._paces, strict=True))
+        if not updates:
             return "time left unknown"
-        return f"{duration((time.monotonic() - self._clock) / self._done * max(0, to_do))} left"
+        to_do = sum(self._updates[name] for name in self._waiting) - (self._step if self._name in self._waiting else 0)
+        return f"{duration(seconds / updates * max(0, to_do))} left"
 
     def _say(self, text: str) -> None:
         if self._bar is not None:

@@ -67,6 +67,7 @@ def build_parser() -> _Parser:
 
     compare = commands.add_parser(
         "compare", help="run methods and controls with several seeds, and tell what selection gains",
+        details=_comparison_keys,
         description="Run every method and control with every seed as CONFIG says, with KEY=VALUE laid over it: greats "
         "compare configs/compare/quickstart.yaml seeds=3 set.steps=20. Stopped and started again, it goes on where it "
         "was. Exit code 1 where a run has failed.",
@@ -263,6 +264,15 @@ def _score(arguments: argparse.Namespace) -> int:
     from greats_jax.cli.score import score
 
     return score(arguments)
+
+
+def _comparison_keys() -> str:
+    from greats_jax.cli.quiet import silence_libraries
+
+    silence_libraries()
+    from greats_jax.cli.compare import describe_comparison
+
+    return describe_comparison()
 
 
 def _configuration_keys() -> str:

@@ -45,22 +45,23 @@ class Variant:
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """One comparison.
+    """One comparison, as `load_comparison` reads it.
 
     Attributes:
         train: The training configuration that all runs share: a file, or the keys themselves.
         set: Keys laid over it, dotted or nested: {steps: 20, optimizer.learning_rate: 1e-3}.
         methods: Rules that are asked about; an item may be {name: TEXT, method: RULE, set: {...}}.
-        controls: What they are compared with, in the same table; all five unless fewer are named.
-        seeds: The seeds, or how many, counted from 0.
+        controls: What they are compared with, in the same table: regular, random_k, greats_first_order, max_loss and
+            target_only, all of them unless fewer are named.
+        seeds: The seeds, or how many, counted from 0 (default: 5).
         vary: The one setting that changes: {key: KEY, values: [...]}; a value may be {name: TEXT, KEY: VALUE, ...}.
-        target: The method whose final loss the others have to reach in time-to-target.
-        keep_weights: Keep the weights and checkpoints of runs that have finished.
-        output: The comparison's folder.
+        target: The method whose final loss the others have to reach in time-to-target (default: regular).
+        keep_weights: Keep the weights and checkpoints of runs that have finished (default: false).
+        output: The comparison's folder (default: runs/ and the name of the file).
+        file: Where it was read.
     """
 
     train: dict[str, Any]
-    train_file: str
     set: Settings
     methods: tuple[Variant, ...]
     controls: tuple[str, ...]
@@ -112,10 +113,8 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
     for key in tree:
         if key not in _KEYS:
             raise _unknown(str(key), file)
-    train, train_file = _train(tree.get("train"), file)
     config = ComparisonConfig(
-        train=train,
-        train_file=train_file,
+        train=_train(tree.get("train"), file),
         set=(*_settings(tree.get("set"), "set", file), *changes),
         methods=_methods(tree.get("methods"), file),
         controls=_controls(tree.get("controls"), file),
@@ -166,13 +165,13 @@ def _check(config: ComparisonConfig) -> None:
                 )
 
 
-def _train(value: Any, file: str) -> tuple[dict[str, Any], str]:
+def _train(value: Any, file: str) -> dict[str, Any]:
     if isinstance(value, str):
         tree = read_tree(Path(value))
         from_tree(tree, (), Origin(value, (), TrainConfig))  # its own mistakes are told with its own name
-        return tree, value
+        return tree
     if isinstance(value, Mapping):
-        return dict(value), file
+        return dict(value)
     raise ConfigError(f"train is not given in {file}: name a training configuration file, or write its keys there")
 
 
