@@ -48,24 +48,22 @@ def choice_section(members: Members, picks: Picks, texts: Texts, styles: Mapping
         said = "Every candidate was learned from: nothing was selected in these runs."
         return Section("selected", "What was selected", (said,))
     sources = _few({method: mean_shares([by_source(run) for run in runs]) for method, runs in found.items()})
-    keys = tuple(Key(method, styles[method]) for method in found)
     blocks: list[Block] = [_in_words(method, sources[method]) for method in members.asked if method in sources]
-    blocks.append(
-        Charts(
-            (_source_chart(sources, styles), *_loss_chart(found, styles), *_length_chart(found, texts, styles)), keys
-        )
-    )
+    groups = [
+        _source_chart(sources, styles),
+        *_loss_chart(found, styles),
+        *_length_chart(found, texts, styles),
+    ]
     if texts.missing:
         blocks.append(f"Lengths are not known, since the data cannot be read any more: {texts.missing}.")
     courses = _courses([method for method in members.asked if method in found], found)
     pairs = _pairs(members, found)
-    if courses:
-        blocks.append("In the course of training: the share of each source in ten equal parts of the run.")
     if pairs:
-        blocks.append(_overlap_in_words(pairs))
-    charts = [*courses, *([_overlap_chart(list(found), pairs)] if pairs else [])]
-    if charts:
-        blocks.append(Charts(tuple(charts)))
+        keys = tuple(Key(method, styles[method]) for method in found)
+        blocks += [Charts(tuple(groups), keys), _overlap_in_words(pairs)]
+        blocks.append(Charts((*courses, _overlap_chart(list(found), pairs))))
+    else:  # of one method, which needs no legend
+        blocks.append(Charts((*(chart._replace(keys=()) for chart in groups), *courses)))
     return Section("selected", "What was selected", tuple(blocks))
 
 
@@ -240,7 +238,7 @@ def _course_chart(name: str, method: str, moved: Course, names: Sequence[str], s
     table = Table(("update", *names), rows, caption=f"Share of each source in what {method} chose.")
     says = f"The share of each source in what {method} chose, over the run."
     keys = tuple(Key(source, styles[source]) for source in names)
-    return Chart(name, f"Sources over the run, {method}", says, draw, table, keys)
+    return Chart(name, f"Share of each source over the run, {method}", says, draw, table, keys)
 
 
 def _pairs(members: Members, found: Picks) -> list[Overlap]:

@@ -89,6 +89,39 @@ def curve_chart(
     return Chart(name, title, says, draw, _table(found, metric, axis), tuple(Key(m, styles[m]) for m in found))
 
 
+def perplexity_chart(member: Member) -> Chart | None:
+    """Validation and test perplexity of one run."""
+    lines = {}
+    for split in ("test", "validation"):
+        known = [(r["step"], r[f"{split}_loss"]) for r in member.evaluations if r.get(f"{split}_loss") is not None]
+        if len(known) > 1:
+            lines[split] = np.array(known, np.float64).T
+    if not lines:
+        return None
+    look = {"test": 1, "validation": 5}
+
+    def draw(axes: Any) -> None:
+        for split, (places, values) in lines.items():
+            axes.plot(
+                places, _visible("test_loss", values), **line_style(look[split]), markevery=max(1, len(places) // 8)
+            )
+        axes.set_xlabel("updates")
+        logarithmic(axes)
+
+    places = sorted({place for line in lines.values() for place in line[0].tolist()})
+    cells = {split: dict(zip(*line.tolist(), strict=True)) for split, line in lines.items()}
+    rows = (
+        (
+            number(place),
+            *(number(shown("test_loss", own[place])) if place in own else MISSING for own in cells.values()),
+        )
+        for place in places
+    )
+    says = "Perplexity of the test and the validation examples by updates."
+    keys = tuple(Key(split, look[split]) for split in lines)
+    return Chart("perplexity", "Perplexity", says, draw, Table(("updates", *lines), tuple(rows)), keys)
+
+
 def training_chart(member: Member) -> Chart | None:
     """Loss of what one run learned from, and of all its candidates where the rule looked at them."""
     steps = member.steps

@@ -97,11 +97,10 @@ def gather(folders: Sequence[Path]) -> Members:
     for folder in folders:
         if is_comparison(folder):
             manifest = Manifest.load(folder)
-            missing = [one.folder.name for one in manifest.runs if not (one.folder / CONFIG).is_file()]
-            notes += _absent(missing, len(manifest.runs), manifest.failed)
+            notes += _absent(manifest)
             order = {name: place for place, name in enumerate(manifest.settings)}
             methods = {name: place for place, name in enumerate(manifest.methods)}
-            there = [one for one in manifest.runs if one.folder.name not in missing]
+            there = [one for one in manifest.runs if one.finished]
             for one in sorted(there, key=lambda one: (order.get(one.setting, 0), methods.get(one.method, 0), one.seed)):
                 listed.append((one.setting, one.method, read_run(one.folder)))
             asked, target = manifest.asked, manifest.target
@@ -136,11 +135,14 @@ def _run_folders(folder: Path) -> list[Path]:
     return inside or [folder]
 
 
-def _absent(missing: Sequence[str], count: int, failed: dict[str, str]) -> list[str]:
-    notes = [f"The run {name} failed: {why}" for name, why in failed.items()]
-    waiting = [name for name in missing if name not in failed]
-    if waiting:
-        notes.append(f"{len(waiting)} of the {count} runs of the comparison have not been made yet.")
+def _absent(manifest: Manifest) -> list[str]:
+    """What a reader must know of the runs of a comparison that have not finished, which are left out."""
+    missing = [one.folder.name for one in manifest.runs if not one.finished]
+    notes = [f"The run {name} failed: {manifest.failed[name]}" for name in missing if name in manifest.failed]
+    if waiting := len(missing) - len(notes):
+        notes.append(
+            f"Of the {len(manifest.runs)} runs of the comparison, {waiting} have not finished and are left out."
+        )
     return notes
 
 

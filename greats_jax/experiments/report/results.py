@@ -7,7 +7,13 @@ from typing import Any
 
 from greats_jax.experiments.curves import Curve
 from greats_jax.experiments.outcomes import RANDOM, REGULAR, TARGET_ONLY, Outcome
-from greats_jax.experiments.report.curve_charts import curve_chart, logarithmic, title_of, training_chart
+from greats_jax.experiments.report.curve_charts import (
+    curve_chart,
+    logarithmic,
+    perplexity_chart,
+    title_of,
+    training_chart,
+)
 from greats_jax.experiments.report.document import Block, Chart, Charts, Key, Section, Table
 from greats_jax.experiments.report.members import Members
 from greats_jax.experiments.report.numbers import MISSING, duration, percent
@@ -16,6 +22,7 @@ from greats_jax.experiments.report.styles import INK, styles_of_methods
 from greats_jax.experiments.statistics import Difference, Interval
 from greats_jax.experiments.wording import exponential, is_loss, perplexity, relative, with_limits
 
+_SPLITS = ("test_loss", "validation_loss")
 _MOST_SCORES = 12  # charts of scores other than the two losses
 
 
@@ -96,13 +103,13 @@ def curves_section(members: Members, curves: Sequence[Curve], styles: Mapping[st
     for place, setting in enumerate(members.settings):
         own = [curve for curve in curves if curve.setting == setting]
         suffix = f"-{place}" if len(members.settings) > 1 else ""
-        charts = []
-        if len(members.runs) == 1 and (chart := training_chart(members.runs[0])) is not None:
-            charts.append(chart)
-        for name, axis in _shown(own, metric, with_all=place == 0):
-            chart = curve_chart(own, name, axis, styles, members.asked, suffix)
-            if chart is not None:
-                charts.append(chart)
+        if len(members.runs) == 1:
+            first = [perplexity_chart(members.runs[0]), training_chart(members.runs[0])]
+            wanted = _scores(own, _SPLITS)
+        else:
+            first, wanted = [], _shown(own, metric, with_all=place == 0)
+        drawn = [*first, *(curve_chart(own, name, axis, styles, members.asked, suffix) for name, axis in wanted)]
+        charts = [chart for chart in drawn if chart is not None]
         if setting and len(members.settings) > 1:
             blocks.append(f"With {setting}:")
         if charts:
@@ -112,16 +119,20 @@ def curves_section(members: Members, curves: Sequence[Curve], styles: Mapping[st
 
 def _shown(curves: Sequence[Curve], metric: str, with_all: bool) -> list[tuple[str, str]]:
     """Metrics and axes worth a chart, the most important first."""
-    measured = list(dict.fromkeys(name for curve in curves for name in curve.metrics))
-    others = [name for name in ("test_loss", "validation_loss") if name in measured and name != metric]
+    measured = {name for curve in curves for name in curve.metrics}
+    others = [name for name in _SPLITS if name in measured and name != metric]
     found = [(metric, "steps"), (metric, "seconds")]
     if _differ_in_candidates(curves):
         found.append((metric, "candidates"))
     found += [(name, "steps") for name in others]
-    if with_all:
-        scores = [n for n in measured if n not in (metric, *others) and not n.endswith("perplexity")]
-        found += [(name, "steps") for name in scores[:_MOST_SCORES]]
-    return found
+    return [*found, *(_scores(curves, (metric, *others)) if with_all else ())]
+
+
+def _scores(curves: Sequence[Curve], without: Sequence[str]) -> list[tuple[str, str]]:
+    """Whatever else was measured, against updates."""
+    measured = dict.fromkeys(name for curve in curves for name in curve.metrics)
+    scores = [name for name in measured if name not in without and not name.endswith("perplexity")]
+    return [(name, "steps") for name in scores[:_MOST_SCORES]]
 
 
 def _differ_in_candidates(curves: Sequence[Curve]) -> bool:

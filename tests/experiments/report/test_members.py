@@ -26,7 +26,7 @@ def test_a_comparison_says_what_is_missing_and_why(comparison):
     assert len(members.runs) == 6
     assert members.notes == (
         "The run keep=3-random_k-1 failed: the disk was full",
-        "1 of the 8 runs of the comparison have not been made yet.",
+        "Of the 8 runs of the comparison, 1 have not finished and are left out.",
     )
 
 
