@@ -14,7 +14,7 @@ _MOST_ROWS, _POINTS = 12, 7  # a chart with more rows than the one is shown in a
 def as_text(report: Report, width: int) -> str:
     """The whole report but for pictures and full configurations, in lines of at most `width` characters."""
     width = max(_FEWEST, width)
-    lines = [report.title, "=" * min(width, len(report.title)), *_wrapped(report.subtitle, width), ""]
+    lines = [*_wrapped(report.title, width), "=" * min(width, len(report.title)), *_wrapped(report.subtitle, width), ""]
     for paragraph in report.verdict.split("\n\n"):
         lines += [*_wrapped(paragraph, width), ""]
     for section in report.sections:
@@ -29,9 +29,10 @@ def _block(block: Block, width: int) -> str:
         case Table():
             return _table(block, width)
         case Charts(charts):
-            return "\n\n".join(f"{chart.title}\n{_table(_thinned(chart.table), width)}" for chart in charts)
+            titled = (("\n".join(_wrapped(chart.title, width)), _thinned(chart.table)) for chart in charts)
+            return "\n\n".join(f"{title}\n{_table(table, width)}" for title, table in titled)
         case Examples(title, examples):
-            return "\n".join([title, *("\n".join(_example(one, width)) for one in examples)])
+            return "\n".join([*_wrapped(title, width), *("\n".join(_example(one, width)) for one in examples)])
         case Folded(_, content):
             return _table(content, width) if isinstance(content, Table) else ""
         case str():

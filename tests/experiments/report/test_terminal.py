@@ -52,7 +52,7 @@ def test_a_folded_table_is_shown_and_a_folded_text_is_not():
 
 def test_a_curve_is_shown_in_a_few_points(runs):
     text = as_text(build_report([runs / "greats-0"]), 100)
-    section = text[text.index("Training loss") : text.index("Test perplexity by updates")]
+    section = text[text.index("Training loss (nats") : text.index("Test accuracy by")]
     assert len([line for line in section.splitlines() if re.match(r"\d", line)]) == 12
 
 
