@@ -18,7 +18,9 @@ from greats_jax.experiments.report.settings import settings_section, versions_se
 from greats_jax.experiments.report.shown_examples import examples_section
 from greats_jax.experiments.report.styles import styles_of_methods
 from greats_jax.experiments.verdict import verdict
-from greats_jax.experiments.wording import exponential, perplexity
+from greats_jax.experiments.wording import exponential, is_loss, perplexity
+
+_MOST_SCORES = 2  # scores of a task among the numbers to see first
 
 
 def build_report(folders: Sequence[Path]) -> Report:
@@ -55,7 +57,7 @@ def build_report(folders: Sequence[Path]) -> Report:
     else:
         chosen = {method: mean_shares([by_source(run) for run in runs]) for method, runs in choosing(picks).items()}
         said, facts = _in_words(members, found, chosen), _facts_of_run(members, found)
-    notes = [Section("notes", "Missing", members.notes)] if members.notes else []
+    notes = [Section("notes", "Notes", members.notes)] if members.notes else []
     return Report(
         title=members.title,
         subtitle=_subtitle(members),
@@ -97,6 +99,11 @@ def _facts_of_methods(members: Members, found: Sequence[Outcome]) -> tuple[Fact,
     if best.steps_share is not None and best.method != best.target:
         note = f"of its updates, {best.reached} of {best.n} seeds"
         facts.append(Fact(f"To where {best.target} ended", percent(best.steps_share.mean, 0), note))
+    scores = [name for name in best.scores if name.startswith("test_") and not is_loss(name)]
+    for name in scores[:_MOST_SCORES]:
+        others = [here[m] for m in ("random_k", "regular") if m in here and m != best.method and name in here[m].scores]
+        beside = ", ".join(f"{other.method} {number(other.scores[name].mean)}" for other in others)
+        facts.append(Fact(f"{title_of(name)}, {best.method}", number(best.scores[name].mean), beside))
     return tuple(facts)
 
 

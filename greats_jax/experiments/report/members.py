@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from greats_jax.errors import RunError
+from greats_jax.errors import GreatsError, RunError
 from greats_jax.experiments.manifest import Manifest, is_comparison
 from greats_jax.training.config_loading import plain
 from greats_jax.training.result import RunResult
@@ -48,7 +48,7 @@ class Members(NamedTuple):
         runs: The runs, by setting, method and seed in the order of tables.
         asked: The methods that the report is about; the others are what they are compared with.
         target: The method that time-to-target is measured against.
-        notes: What a reader must know of runs that are missing or have not ended.
+        notes: What a reader must know of runs that are missing, have not ended or had faults.
     """
 
     title: str
@@ -114,6 +114,7 @@ def gather(folders: Sequence[Path]) -> Members:
     if unfinished:
         notes.append(f"Not finished, and shown as far as they went: {', '.join(unfinished)}.")
     members = _named(listed)
+    notes += [f"{member.run.folder.name}: {fault}." for member in members for fault in _faults(member)]
     every = tuple(dict.fromkeys(member.method for member in members))
     asked = asked or tuple(method for method in every if method not in CONTROLS) or every[:1]
     title = folders[0].resolve().name if len(folders) == 1 else f"{len(members)} runs"
@@ -122,9 +123,37 @@ def gather(folders: Sequence[Path]) -> Members:
 
 def read_run(folder: Path) -> RunResult:
     """A run that has ended, or what an unfinished one has written so far."""
-    if (folder / SUMMARY).is_file() or not (folder / CONFIG).is_file():
-        return RunResult.load(folder)
-    return RunResult.interrupted(folder)
+    ended = (folder / SUMMARY).is_file() or not (folder / CONFIG).is_file()
+    try:
+        run = RunResult.load(folder) if ended else RunResult.interrupted(folder)
+        sound = all(map(_is_choice, run.selections)) and all(map(_is_measurement, run.metrics))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, GreatsError):
+            raise
+        sound = False
+    if not sound:
+        raise RunError(f"{folder}: a record lacks what every run writes; the run folder is damaged")
+    return run
+
+
+def _is_choice(record: dict[str, Any]) -> bool:
+    """Whether a record of selections.jsonl has what is read of it."""
+    named, weighted = ("candidates", "sources", "chosen"), ("weights", "scores", "losses")
+    lists = [record.get(name) for name in (*named, *weighted)]
+    if not all(isinstance(value, list) for value in lists):
+        return False
+    texts = all(isinstance(item, str) for name in named for item in record[name])
+    numbers = all(item is None or isinstance(item, (int, float)) for name in weighted for item in record[name])
+    sizes = {len(record[name]) for name in ("candidates", "sources", "scores", "losses")}
+    places = isinstance(record.get("step"), int) and isinstance(record.get("micro_batch"), int)
+    return texts and numbers and places and len(sizes) == 1 and len(record["chosen"]) == len(record["weights"])
+
+
+def _is_measurement(record: dict[str, Any]) -> bool:
+    """Whether a record of metrics.jsonl has what is read of it."""
+    wanted = {"event", "step", "seconds"} | ({"loss", "compiled"} if record.get("event") == "step" else set())
+    numbers = all(isinstance(record.get(name), (int, float)) for name in ("step", "seconds"))
+    return wanted <= record.keys() and numbers and record["event"] in ("step", "evaluation")
 
 
 def _run_folders(folder: Path) -> list[Path]:
@@ -144,6 +173,17 @@ def _absent(manifest: Manifest) -> list[str]:
             f"Of the {len(manifest.runs)} runs of the comparison, {waiting} have not finished and are left out."
         )
     return notes
+
+
+def _faults(member: Member) -> list[str]:
+    """What went wrong in a run that ended all the same."""
+    said = {
+        "skipped": "updates were skipped, for want of a candidate or validation row with a finite loss",
+        "loss_spikes": "updates had a loss far above those before",
+        "rejected_candidates": "candidates were left out because their loss or gradient was not finite",
+        "rejected_validation": "validation rows were left out because their loss or gradient was not finite",
+    }
+    return [f"{count:,} {words}" for name, words in said.items() if (count := member.run.summary.get(name))]
 
 
 def _named(listed: Sequence[tuple[str | None, str, RunResult]]) -> tuple[Member, ...]:

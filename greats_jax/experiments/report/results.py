@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from greats_jax.experiments.curves import Curve
 from greats_jax.experiments.outcomes import RANDOM, REGULAR, TARGET_ONLY, Outcome
 from greats_jax.experiments.report.curve_charts import (
@@ -130,7 +132,9 @@ def _shown(curves: Sequence[Curve], metric: str, with_all: bool) -> list[tuple[s
 
 def _scores(curves: Sequence[Curve], without: Sequence[str]) -> list[tuple[str, str]]:
     """Whatever else was measured, against updates."""
-    measured = dict.fromkeys(name for curve in curves for name in curve.metrics)
+    # What was measured before and after only is in the table.
+    several = [(name, np.isfinite(values).sum()) for curve in curves for name, values in curve.metrics.items()]
+    measured = dict.fromkeys(name for name, count in several if count > 2)
     scores = [name for name in measured if name not in without and not name.endswith("perplexity")]
     return [(name, "steps") for name in scores[:_MOST_SCORES]]
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -61,3 +62,33 @@ def test_what_is_no_run_is_told(tmp_path, runs):
 
 def test_nested_settings_become_dotted_keys():
     assert flat({"a": {"b": 1, "c": [None, "x"]}, "d": {}}) == {"a.b": "1", "a.c.0": "null", "a.c.1": "x", "d": "{}"}
+
+
+def test_what_went_wrong_in_a_run_is_noted(runs, tmp_path):
+    folder = tmp_path / "spiky"
+    shutil.copytree(runs / "greats-0", folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"skipped": 2, "loss_spikes": 0}))
+    (note,) = gather([folder]).notes
+    assert note == "spiky: 2 updates were skipped, for want of a candidate or validation row with a finite loss."
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("selections.jsonl", {"candidates": None}),
+        ("selections.jsonl", {"losses": []}),
+        ("selections.jsonl", {"chosen": [["copy-1"]], "weights": [1.0]}),
+        ("selections.jsonl", {"weights": ["heavy"], "chosen": ["copy-1"]}),
+        ("metrics.jsonl", {"event": "party"}),
+        ("metrics.jsonl", {"seconds": "long"}),
+        ("metrics.jsonl", {"step": None}),
+    ],
+)
+def test_damaged_records_are_told_in_a_line(runs, tmp_path, name, change):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "greats-0", folder)
+    first, rest = (folder / name).read_text().split("\n", 1)
+    (folder / name).write_text(json.dumps(json.loads(first) | change) + "\n" + rest)
+    with pytest.raises(RunError, match="the run folder is damaged"):
+        gather([folder])

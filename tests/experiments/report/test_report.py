@@ -117,6 +117,7 @@ def test_the_pictures_are_also_files(written):
 
 def test_it_says_what_the_records_say(html, runs):
     text = Elements(html).text
+    assert "Test accuracy, greats" in text
     for section in ("Curves", "Methods", "What was selected", "Examples", "Time and memory", "Settings", "Versions"):
         assert section in text
     assert "greats pays" in text  # it falls twice as fast, in every seed
@@ -193,7 +194,7 @@ def test_a_real_run_has_a_report_without_comparison(finished_run: FinishedRun):
 
 def test_a_comparison_with_a_changing_setting(comparison):
     report = build_report([comparison])
-    assert report.sections[0].title == "Missing"
+    assert report.sections[0].title == "Notes"
     names = [chart.name for chart in charts_of(report)]
     assert "settings" in names
     assert {"test_loss-steps-0", "test_loss-steps-1"} <= set(names)
