@@ -1,5 +1,6 @@
 """Several processes in one run, on loopback."""
 
+import json
 import os
 import signal
 import socket
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import WORDS
 
 from greats_jax.training.jsonl import read_json_lines
+from greats_jax.training.summary import task_scores
 
 PROCESSES, DEVICES = 2, 2
 FLAGS = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={DEVICES}"
@@ -61,6 +64,23 @@ def test_two_processes_give_what_one_gives(config_file, tmp_path):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     assert "step 3/3" in said[0]
     assert "step" not in said[1]  # one of them reports
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["choice", "f1"])
+def test_two_processes_find_the_scores_that_one_finds(metric, config_file, tmp_path):
+    questions = tmp_path / "own.jsonl"
+    rows = [{"prompt": f"{'say ' * (i + 1)}{WORDS[i % 6]}", "answer": WORDS[i % 6]} for i in range(11)]
+    choices = {"choices": WORDS[:6]} if metric == "choice" else {}
+    questions.write_text("".join(json.dumps(row | choices) + "\n" for row in rows))
+    task = f"task={{name: questions, path: '{questions}', metric: {metric}, n_validation: 4, max_new_tokens: 20}}"
+    found = []
+    for name, processes, mesh in (("together", 2, "mesh.fsdp=2"), ("alone", 1, "mesh.fsdp=1")):
+        finish(start(config_file, tmp_path / name, task, mesh, processes=processes), tmp_path / name)
+        records = read_json_lines(tmp_path / name / "metrics.jsonl")
+        found.append([task_scores(record) for record in records if record["event"] == "evaluation"])
+    assert found[0] == found[1]
+    assert all(scores for scores in found[0])
 
 
 @pytest.mark.slow
