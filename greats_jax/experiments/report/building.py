@@ -42,10 +42,12 @@ def build_report(folders: Sequence[Path]) -> Report:
     }
     texts = read_texts(members.runs[0].run.config) if choosing(picks) else Texts({}, {}, None, "")
     styles = styles_of_methods(members.methods)
-    alone = len(members.runs) == 1
+    first = [curves_section(members, curves, styles, metric)]
+    if len(members.runs) > 1:
+        # Of a changing setting, how the end depends on it is what is asked.
+        first.insert(0 if len(members.settings) > 1 else 1, methods_section(found))
     sections: list[Section | None] = [
-        curves_section(members, curves, styles, metric),
-        None if alone else methods_section(found),
+        *first,
         choice_section(members, picks, texts, styles),
         examples_section(members, picks, texts),
         expense_section(members),
@@ -91,19 +93,22 @@ def _facts_of_methods(members: Members, found: Sequence[Outcome]) -> tuple[Fact,
     asked = [here[method] for method in members.asked if method in here] or list(here.values())
     best = min(asked, key=lambda outcome: outcome.final.mean)
     title = title_of(best.metric)
+    where = f" ({setting})" if len(members.settings) > 1 else ""
     facts = []
     for method in dict.fromkeys((best.method, "random_k", "regular")):
         if method in here:
             value = here[method].final
-            facts.append(Fact(f"{title}, {method}", number(exponential(value.mean), 4), _limits(value.low, value.high)))
+            facts.append(
+                Fact(f"{title}, {method}{where}", number(exponential(value.mean), 4), _limits(value.low, value.high))
+            )
     if best.steps_share is not None and best.method != best.target:
         note = f"of its updates, {best.reached} of {best.n} seeds"
-        facts.append(Fact(f"To where {best.target} ended", percent(best.steps_share.mean, 0), note))
+        facts.append(Fact(f"To where {best.target} ended{where}", percent(best.steps_share.mean, 0), note))
     scores = [name for name in best.scores if name.startswith("test_") and not is_loss(name)]
     for name in scores[:_MOST_SCORES]:
         others = [here[m] for m in ("random_k", "regular") if m in here and m != best.method and name in here[m].scores]
         beside = ", ".join(f"{other.method} {number(other.scores[name].mean)}" for other in others)
-        facts.append(Fact(f"{title_of(name)}, {best.method}", number(best.scores[name].mean), beside))
+        facts.append(Fact(f"{title_of(name)}, {best.method}{where}", number(best.scores[name].mean), beside))
     return tuple(facts)
 
 

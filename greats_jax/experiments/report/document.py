@@ -110,7 +110,17 @@ class Folded(NamedTuple):
     content: str | Table
 
 
-Block = str | Table | Charts | Examples | Folded
+class Heading(NamedTuple):
+    """What the blocks after it are about, within a section.
+
+    Attributes:
+        text: The heading.
+    """
+
+    text: str
+
+
+Block = str | Heading | Table | Charts | Examples | Folded
 """A paragraph, or something to look at."""
 
 

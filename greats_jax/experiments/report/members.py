@@ -167,7 +167,9 @@ def _run_folders(folder: Path) -> list[Path]:
 def _absent(manifest: Manifest) -> list[str]:
     """What a reader must know of the runs of a comparison that have not finished, which are left out."""
     missing = [one.folder.name for one in manifest.runs if not one.finished]
-    notes = [f"The run {name} failed: {manifest.failed[name]}" for name in missing if name in manifest.failed]
+    notes = [
+        f"The run {name} failed: {manifest.failed[name].rstrip('.')}." for name in missing if name in manifest.failed
+    ]
     if waiting := len(missing) - len(notes):
         notes.append(
             f"Of the {len(manifest.runs)} runs of the comparison, {waiting} have not finished and are left out."

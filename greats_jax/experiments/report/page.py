@@ -1,7 +1,6 @@
 """A report as one HTML file that needs nothing else: no script, no network, and nothing in it is run."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
@@ -15,6 +14,7 @@ from greats_jax.experiments.report.document import (
     Charts,
     Examples,
     Folded,
+    Heading,
     Report,
     Table,
 )
@@ -41,20 +41,17 @@ def page(report: Report, date: str) -> str:
         "picture": _picture,
         "swatch": lambda k: Markup(swatch(k)),
     }
-    lead, rest = _headline(report.verdict)
+    verdict = [_headline(paragraph) for paragraph in report.verdict.split("\n\n")]
     return environment.get_template(_TEMPLATE).render(
-        report=report, lead=lead, rest=rest, colours=variables().values(), date=date, version=__version__
+        report=report, verdict=verdict, colours=variables().values(), date=date, version=__version__
     )
 
 
-def _headline(verdict: str) -> tuple[str, Sequence[str]]:
-    """The first sentence of a verdict, and the paragraphs that are left; of several paragraphs none is the first."""
-    paragraphs = verdict.split("\n\n")
-    if len(paragraphs) > 1:
-        return "", paragraphs
-    found = re.match(r"(?:Of [^.]*\. )?.*?[.](?= [A-Z`]|$)", paragraphs[0], re.DOTALL)
-    end = found.end() if found else len(paragraphs[0])
-    return paragraphs[0][:end], [paragraphs[0][end:].strip()] if paragraphs[0][end:].strip() else []
+def _headline(paragraph: str) -> tuple[str, str]:
+    """The first sentence of a verdict, and the rest; "Of a and b, a did best." is not yet a verdict."""
+    found = re.match(r"(?:(?:With [^:]*: )?Of [^.]*\. )?.*?[.](?= [A-Z0-9`]|$)", paragraph, re.DOTALL)
+    end = found.end() if found else len(paragraph)
+    return paragraph[:end], paragraph[end:].strip()
 
 
 def _inline(text: str) -> Markup:
@@ -71,7 +68,7 @@ def _split(cell: str) -> tuple[str, str]:
 
 
 def _kind(block: Block) -> str:
-    names = {Table: "table", Charts: "charts", Examples: "examples", Folded: "folded"}
+    names = {Table: "table", Charts: "charts", Examples: "examples", Folded: "folded", Heading: "heading"}
     return names.get(type(block), "text")
 
 

@@ -16,7 +16,7 @@ from greats_jax.experiments.report.curve_charts import (
     title_of,
     training_chart,
 )
-from greats_jax.experiments.report.document import Block, Chart, Charts, Key, Section, Table
+from greats_jax.experiments.report.document import Block, Chart, Charts, Heading, Key, Section, Table
 from greats_jax.experiments.report.members import Members
 from greats_jax.experiments.report.numbers import MISSING, duration, percent
 from greats_jax.experiments.report.pictures import line_style
@@ -56,17 +56,18 @@ def methods_section(found: Sequence[Outcome]) -> Section:
             best=("final", "equal_seconds", "equal_candidates"),
         )
     )
+    against = {
+        "to random_k": lambda o: relative(o.against_random) or MISSING,
+        "in equal time": lambda o: relative(o.against_random_in_time) or MISSING,
+        "to regular": lambda o: relative(o.against_regular) or MISSING,
+        "in equal time ": lambda o: relative(o.against_regular_in_time) or MISSING,
+    }
     if any(o.against_random or o.against_regular for o in found):
         blocks.append(
             _table(
                 found,
                 several,
-                {
-                    "to random_k": lambda o: relative(o.against_random) or MISSING,
-                    "in equal time": lambda o: relative(o.against_random_in_time) or MISSING,
-                    "to regular": lambda o: relative(o.against_regular) or MISSING,
-                    "in equal time ": lambda o: relative(o.against_regular_in_time) or MISSING,
-                },
+                {name: cell for name, cell in against.items() if any(cell(o) != MISSING for o in found)},
                 f"Difference of the {title.lower()} within seeds: less than 0 is better. 95 % t-interval, and p of the "
                 "paired t-test by Holm's method.",
             )
@@ -113,7 +114,7 @@ def curves_section(members: Members, curves: Sequence[Curve], styles: Mapping[st
         drawn = [*first, *(curve_chart(own, name, axis, styles, members.asked, suffix) for name, axis in wanted)]
         charts = [chart for chart in drawn if chart is not None]
         if setting and len(members.settings) > 1:
-            blocks.append(f"With {setting}:")
+            blocks.append(Heading(f"With {setting}"))
         if charts:
             blocks.append(Charts(tuple(charts), keys if len(members.runs) > 1 else ()))
     return Section("curves", "Curves", tuple(blocks))
@@ -246,7 +247,7 @@ def _setting_chart(found: Sequence[Outcome]) -> Chart:
 
     def draw(axes: Any) -> None:
         for number, method in enumerate(methods):
-            offset = 0.3 * (number / max(1, len(methods) - 1) - 0.5)
+            offset = 0.07 * (number - (len(methods) - 1) / 2)
             places = [i for i, setting in enumerate(settings) if (setting, method) in by]
             values = [by[settings[i], method] for i in places]
             look = line_style(styles[method])

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
-from greats_jax.experiments.report.document import Block, Charts, Examples, Folded, Report, ShownExample, Table
+from greats_jax.experiments.report.document import Block, Charts, Examples, Folded, Heading, Report, ShownExample, Table
 
 _FEWEST = 40  # columns below which tables are not cut any narrower
 _CELL = 12  # width that words in a cell keep at least
@@ -33,6 +33,8 @@ def _block(block: Block, width: int) -> str:
             return "\n\n".join(f"{title}\n{_table(table, width)}" for title, table in titled)
         case Examples(title, examples):
             return "\n".join([*_wrapped(title, width), *("\n".join(_example(one, width)) for one in examples)])
+        case Heading(text):
+            return "\n".join(_wrapped(text, width))
         case Folded(_, content):
             return _table(content, width) if isinstance(content, Table) else ""
         case str():

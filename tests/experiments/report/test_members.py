@@ -26,7 +26,7 @@ def test_a_comparison_says_what_is_missing_and_why(comparison):
     assert members.target == "random_k"
     assert len(members.runs) == 6
     assert members.notes == (
-        "The run keep=3-random_k-1 failed: the disk was full",
+        "The run keep=3-random_k-1 failed: the disk was full.",
         "Of the 8 runs of the comparison, 1 have not finished and are left out.",
     )
 

@@ -18,6 +18,7 @@ from greats_jax.experiments.report.document import (
     Examples,
     Fact,
     Folded,
+    Heading,
     Key,
     Report,
     Section,
@@ -157,7 +158,7 @@ def test_what_it_quotes_cannot_do_anything():
     table = Table((HOSTILE, HOSTILE), ((HOSTILE, HOSTILE), ("x", f"1 [{HOSTILE}]")), caption=HOSTILE)
     chart = Chart("name", HOSTILE, HOSTILE, lambda axes: axes.set_title(HOSTILE), table, (Key(HOSTILE, 1),))
     blocks = (
-        HOSTILE, table, Charts((chart,)), Charts((chart._replace(name="other"),), chart.keys),
+        HOSTILE, Heading(HOSTILE), table, Charts((chart,)), Charts((chart._replace(name="other"),), chart.keys),
         Examples(HOSTILE, (ShownExample(HOSTILE, HOSTILE, HOSTILE, ((HOSTILE, False), (HOSTILE, True))),)),
         Folded(HOSTILE, HOSTILE), Folded(HOSTILE, table),
     )  # fmt: skip
@@ -170,6 +171,26 @@ def test_what_it_quotes_cannot_do_anything():
     assert found.text.count("alert(1)") >= 14
     assert "{{ 7*7 }}" in found.text
     assert "49" not in found.text
+
+
+def leads(verdict: str) -> list[str]:
+    text = page(Report("t", "s", verdict, (), ()), "today")
+    return re.findall(r'<p class="lead[^"]*">(.*?)</p>', text)
+
+
+def test_the_first_sentence_of_a_verdict_stands_out():
+    assert leads("It pays. Much.") == ["It pays."]
+    assert leads("greats brought it from 2.5 to 1.2 in 3 updates.") == [
+        "greats brought it from 2.5 to 1.2 in 3 updates."
+    ]
+    assert leads("Of greats, opus, opus did best. opus pays: 0.5 lower. 5 seeds.") == [
+        "Of greats, opus, opus did best. opus pays: 0.5 lower."
+    ]
+    assert leads("With a=1: It pays. Much.\n\nWith a=2: It does not.") == [
+        "With a=1: It pays.",
+        "With a=2: It does not.",
+    ]
+    assert leads("No end") == ["No end"]
 
 
 def test_hostile_records_stay_text(make_run, tmp_path):
