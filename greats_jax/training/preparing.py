@@ -8,7 +8,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from greats_jax.data import CandidateSampler
+from greats_jax.data import CandidateSampler, build_pool
 from greats_jax.errors import ConfigError
 from greats_jax.models import partition
 from greats_jax.selection import get, in_groups
@@ -22,7 +22,7 @@ from greats_jax.training.placement import Placement
 from greats_jax.training.resolving import check_rows, groups_of, needed, total_steps
 from greats_jax.training.scoring import keeps_direction
 from greats_jax.training.selecting import Model, Selecting, prepare_selecting
-from greats_jax.training.setup import TaskData, check_tokens, load_data, load_initial, tokenizer_of
+from greats_jax.training.setup import TaskData, check_tokens, load_initial, load_tasks, tokenizer_of
 from greats_jax.training.shelf import Shelf
 from greats_jax.training.state import TrainState
 from greats_jax.training.step import TARGET_ONLY
@@ -81,8 +81,10 @@ def prepare(config: TrainConfig, shelf: Shelf) -> Prepared:
     text = config.model.tokenizer or config.model.source
     tokenizer = shelf.take("tokenizer", text, lambda: tokenizer_of(config.model))
     # Data first: a mistake there should not cost the time to load a large model.
-    wanted = (text, config.data, config.task, config.more_tasks, config.seed)
-    data = shelf.take("data", wanted, lambda: load_data(config, tokenizer))
+    read = (text, config.data)
+    pool = shelf.take("pool", read, lambda: build_pool(config.data, tokenizer))
+    wanted = (*read, config.task, config.more_tasks, config.seed)
+    data = shelf.take("data", wanted, lambda: load_tasks(config, tokenizer, pool))
     CandidateSampler(data.pool, config.batch, config.seed)  # refuses a pool that cannot fill a batch
     model = load_initial(config, mesh, shelf)
     check_tokens(data, model.config.max_length, model.config.vocab_size)
