@@ -172,6 +172,7 @@ def test_cloze_choices_normalised_by_length_are_the_same(harness, model, tokeniz
     np.testing.assert_allclose(found, [answer.likelihoods for answer in ours.answers], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_written_answers_are_the_same(harness, model, tokenizer):
     prompts = [f"the cat {i} sat on" for i in range(5)]
     settings = {"until": ["th"], "max_gen_toks": 24, "do_sample": False, "temperature": 0.0}

@@ -75,6 +75,7 @@ def test_lengths_share_programs(tiny):
     assert getattr(_scores, "_cache_size")() <= before + 5  # noqa: B009 - 16, 24, 32, 48, 64
 
 
+@pytest.mark.slow
 def test_on_a_mesh_as_on_one_device(tiny, on_mesh):
     found = continuation_log_likelihoods(on_mesh(tiny()), PROMPTS, CONTINUATIONS, batch=3)
     expected = continuation_log_likelihoods(tiny(), PROMPTS, CONTINUATIONS)
