@@ -1,4 +1,4 @@
-"""The compiled programs of a run, which runs that differ in nothing but their seeds share."""
+"""The compiled programs of a run, shared by runs that differ in their seeds, tasks or data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from greats_jax.data import DataConfig
 from greats_jax.models import combine
+from greats_jax.tasks import TaskConfig
 from greats_jax.training.config import CheckpointConfig, GuardConfig, TrainConfig
 from greats_jax.training.configured_step import configured_step
 from greats_jax.training.evaluation import LossesOf, row_losses
@@ -56,9 +58,12 @@ def programs_of(config: TrainConfig, run: Prepared, placement: Placement, shelf:
 
 
 def _key(config: TrainConfig, run: Prepared) -> Hashable:
-    """Everything of a run that its programs are made from; arrays are their arguments."""
+    """Everything of a run that its programs are made from; arrays, of whatever lengths, are their arguments."""
     neutral = dataclasses.replace(
         config,
+        data=DataConfig(),
+        task=TaskConfig(),
+        evaluate_every=None,
         steps=total_steps(config, len(run.data.pool)),
         epochs=None,
         output="",

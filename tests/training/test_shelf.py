@@ -53,7 +53,7 @@ def ready(config_file):
 
 
 def test_runs_that_differ_in_their_seed_share_programs_and_frozen_weights(ready):
-    (one, programs), (other, again) = ready(), ready("seed=1", "output=elsewhere")
+    (one, programs), (other, again) = ready(), ready("seed=1", "output=elsewhere", "task.n_test=3")
     assert programs is again
     assert one.tokenizer is other.tokenizer
     frozen = zip(jax.tree.leaves(one.model.frozen), jax.tree.leaves(other.model.frozen), strict=True)
