@@ -27,7 +27,8 @@ from greats_jax.experiments.report.pictures import line_style
 from greats_jax.experiments.report.styles import INK, MUTED, style, styles_in_order
 from greats_jax.training.step import TARGET_ONLY
 
-_MOST_SOURCES = 8  # more cannot be told apart in a picture; the others are shown as one
+_MOST_SOURCES = 8  # lines that can be told apart in a picture
+_MOST_BARS = 12  # of more sources, the others are shown as one
 _COURSES = 3  # methods whose choice is followed through training
 
 Picks = Mapping[str, Sequence[Candidacies]]
@@ -88,8 +89,8 @@ def _few(by_method: Mapping[str, Shares]) -> dict[str, Shares]:
         for name, share in zip(one.names, one.candidates.tolist(), strict=True):
             total[name] = total.get(name, 0.0) + share
     order = sorted(total, key=lambda name: (-total[name], name))
-    if len(order) > _MOST_SOURCES:
-        order = order[: _MOST_SOURCES - 1]
+    if len(order) > _MOST_BARS:
+        order = order[: _MOST_BARS - 1]
     return {method: _gathered(one, order) for method, one in by_method.items()}
 
 

@@ -336,3 +336,13 @@ def test_lines_and_text_stand_out_from_both_backgrounds():
     for text in (INK, "#636c76"):
         assert contrast(text, light) > 4.5
         assert contrast(IN_THE_DARK[text], dark) > 4.5
+
+
+def test_of_many_sources_the_rare_ones_are_shown_as_one(make_run, tmp_path):
+    names = [f"{source}-{i}" for source in "abcdefghijklmnop" for i in range(3)]
+    run = make_run(tmp_path / "run", "method=max_loss", "keep=3", names=names)
+    chart = next(chart for chart in charts_of(build_report([run.folder])) if chart.name == "by-source")
+    assert len(chart.table.rows) == 12
+    assert chart.table.rows[-1][0] == "5 others"
+    shares = [float(row[1].removesuffix(" %")) for row in chart.table.rows]
+    assert sum(shares) == pytest.approx(100, abs=1)
