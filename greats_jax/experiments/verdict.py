@@ -94,7 +94,7 @@ def _compared(difference: Difference | None) -> str:
     if difference is None or not difference.n:
         return "not measured"
     change = 100 * (exponential(difference.mean) - 1)
-    words = f"{number(abs(change))} % {'lower' if change < 0 else 'higher'}" if abs(change) >= 0.05 else "the same"
+    words = f"{abs(change):.1f} % {'lower' if change < 0 else 'higher'}" if abs(change) >= 0.05 else "the same"
     if math.isnan(difference.p):
         return f"{words} (one pair)"
     low, high = sorted(100 * (exponential(x) - 1) for x in (difference.low, difference.high))
