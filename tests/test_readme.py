@@ -72,10 +72,21 @@ def test_the_configuration_in_the_readme_is_valid(repository, tmp_path):
     from greats_jax.training.config_loading import load_config
     from greats_jax.training.resolving import resolve
 
-    (example,) = blocks(repository / "README.md", "yaml")
+    example, _ = blocks(repository / "README.md", "yaml")
     (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
     resolve(load_config(tmp_path / "mine.yaml"))
     ours = [c for c in commands(repository / "README.md") if c.startswith("greats train mine.yaml")]
     assert len(ours) >= 4
     for command in ours:
         resolve(load_config(tmp_path / "mine.yaml", [word for word in shlex.split(command)[3:] if "=" in word]))
+
+
+def test_the_comparison_in_the_readme_is_valid(repository, tmp_path, monkeypatch):
+    from greats_jax.experiments.comparison_config import load_comparison
+    from greats_jax.experiments.comparison_plan import plan_comparison
+
+    for name, block in zip(("mine.yaml", "compare.yaml"), blocks(repository / "README.md", "yaml"), strict=True):
+        (tmp_path / name).write_text(block, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    plan = plan_comparison(load_comparison("compare.yaml"))
+    assert (len(plan.methods), len(plan.runs)) == (6, 30)
