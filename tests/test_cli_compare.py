@@ -72,6 +72,7 @@ def test_a_terminal_has_one_bar_over_all_updates(plan):
     assert "ppl 3" in bars[-1]
     assert any("random_k-1 update" in bar or "random_k-1 loading" in bar for bar in bars)
     assert "random_k-0: failed after" in shown
+    assert "regular-0: test perplexity 3.25 in" in shown  # what it was at first was seen by an earlier call
 
 
 def test_notices_name_the_run(plan):

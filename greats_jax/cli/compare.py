@@ -99,7 +99,7 @@ class ComparisonView:
         self._paces: deque[tuple[float, int]] = deque()  # seconds and updates of the last runs
         self._run_clock = time.monotonic()
         self._name, self._first, self._last = "", None, None
-        self._step = 0
+        self._step = self._went_on_after = 0
 
     def begun(self, plan: Plan, finished: int) -> None:
         """The comparison goes on after so many finished runs."""
@@ -133,7 +133,7 @@ class ComparisonView:
         """Show what the current run reports."""
         match event:
             case Started():
-                self._step = event.done
+                self._step = self._went_on_after = event.done
                 self._updates[self._name] = event.steps
                 for name, steps in self._updates.items():  # those whose number of updates follows from the data
                     self._updates[name] = steps or event.steps
@@ -177,7 +177,7 @@ class ComparisonView:
     def _perplexities(self) -> str:
         split = "test" if _known(self._last, "test_perplexity") else "validation"
         before, after = (_shown(metrics, f"{split}_perplexity") for metrics in (self._first, self._last))
-        return f"{split} perplexity {before} -> {after}"
+        return f"{split} perplexity {after}" if self._went_on_after else f"{split} perplexity {before} -> {after}"
 
     def _refresh(self, doing: str) -> None:
         if self._bar is not None:
