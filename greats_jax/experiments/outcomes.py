@@ -20,7 +20,8 @@ class Outcome(NamedTuple):
         setting: Value of the changing setting; "" where nothing changes.
         method: The method, as tables name it.
         final: The loss after equally many updates.
-        equal_seconds: The loss after equal training time: that of the method which took the least, seed by seed.
+        equal_seconds: The loss after equal training time, seed by seed: that of the method which took the least of
+            those that draw from the pool; of target_only its last loss where it has ended by then.
         equal_candidates: The loss after equally many candidates drawn, seed by seed. target_only draws none from the
             pool and has an interval of no value.
         against_random: Difference of `final` to random_k, within seeds; p by Holm's method over the methods of the
@@ -113,8 +114,9 @@ def _of_setting(curves: Sequence[Curve], metric: str, target: str) -> list[Outco
     # Only methods that have run with a seed can be compared within it.
     of_seed = {seed: [by[method, seed] for method in methods if (method, seed) in by] for seed in seeds}
     steps = {seed: min(int(curve.steps[-1]) for curve in every) for seed, every in of_seed.items()}
-    seconds = {seed: min(float(curve.seconds[-1]) for curve in every) for seed, every in of_seed.items()}
+    # A handful of validation rows is soon learnt: what target_only takes would leave the others no time to compare.
     drawing = {seed: [c for c in every if c.method != TARGET_ONLY] for seed, every in of_seed.items()}
+    seconds = {seed: min(float(c.seconds[-1]) for c in drawing[seed] or every) for seed, every in of_seed.items()}
     candidates = {seed: min((int(c.candidates[-1]) for c in every), default=0) for seed, every in drawing.items()}
     read = {
         method: _Readings(

@@ -40,6 +40,16 @@ def test_equal_time_is_where_the_fastest_ended(one_seed):
     assert one_seed["regular"].equal_seconds.mean == pytest.approx(3.4 - 0.9 / 3)
 
 
+def test_what_is_equal_time_does_not_depend_on_target_only():
+    curves = [made_curve("greats", [4.0, 3.0, 2.0], pace=2.0), made_curve("random_k", [4.0, 3.5, 3.0], pace=1.0)]
+    alone = by_method(outcomes(curves))
+    for pace in 0.1, 10.0:
+        found = by_method(outcomes([*curves, made_curve("target_only", [4.0, 2.0, 1.0], pace=pace)]))
+        assert [found[name].equal_seconds for name in alone] == [one.equal_seconds for one in alone.values()]
+        # Ended by then, it counts with its last loss; else on the line, 2 of 10 updates in.
+        assert found["target_only"].equal_seconds.mean == pytest.approx(1.0 if pace < 1 else 3.6)
+
+
 def test_equal_candidates_leave_out_what_draws_none(one_seed):
     assert one_seed["greats"].equal_candidates.mean == pytest.approx(2.0)
     assert math.isnan(one_seed["target_only"].equal_candidates.mean)
