@@ -25,6 +25,7 @@ from greats_jax.experiments.report import write_report
 from greats_jax.experiments.summary import found, tables, write_summary_file
 from greats_jax.experiments.tidy import PLAIN_TABLE, TABLE
 from greats_jax.experiments.verdict import verdict
+from greats_jax.experiments.wording import failures
 from greats_jax.training.events import Evaluated, Event, Noticed, Started, Stepped
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
@@ -43,8 +44,8 @@ def compare(config_path: str, overrides: Sequence[str]) -> int:
         print(_found(plan))
         for path in _files(plan, whole=not ended.stopped):
             print(path)
-    for name, reason in ended.failed.items():
-        print(f"greats: {name} failed: {reason}", file=sys.stderr)
+    for line in failures(ended.failed):
+        print(f"greats: {line}", file=sys.stderr)
     if ended.stopped:
         again = shlex.join([*program(), "compare", config_path, *overrides])
         print(f"greats: stopped after {ended.finished} of {len(plan.runs)} runs; go on with: {again}", file=sys.stderr)

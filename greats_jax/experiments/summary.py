@@ -7,7 +7,7 @@ from greats_jax.experiments.curves import read_curves
 from greats_jax.experiments.manifest import Manifest
 from greats_jax.experiments.outcomes import Outcome, outcomes
 from greats_jax.experiments.verdict import verdict
-from greats_jax.experiments.wording import is_loss, number, perplexity, relative, with_limits
+from greats_jax.experiments.wording import failures, is_loss, number, perplexity, relative, with_limits
 from greats_jax.training.run_folder import write_whole
 
 SUMMARY_FILE = "summary.md"
@@ -113,13 +113,10 @@ t-test, by Holm's method over the methods of the table. "Reached" counts the see
 def gaps(manifest: Manifest) -> list[str]:
     """What was to be run and has not finished, and why."""
     lacking = [run for run in manifest.runs if not run.finished]
-    failed = [
-        f"{run.folder.name} failed: {manifest.failed[run.folder.name]}"
-        for run in lacking
-        if run.folder.name in manifest.failed
-    ]
+    names = [run.folder.name for run in lacking]
+    failed = {name: manifest.failed[name] for name in names if name in manifest.failed}
     waiting = len(lacking) - len(failed)
-    return [*failed, *([f"{waiting} of {len(manifest.runs)} runs have not been made yet"] if waiting else [])]
+    return [*failures(failed), *([f"{waiting} of {len(manifest.runs)} runs have not been made yet"] if waiting else [])]
 
 
 def _markdown(rows: Table) -> list[str]:

@@ -1,6 +1,7 @@
 """Numbers of a comparison as people read them."""
 
 import math
+from collections.abc import Mapping
 
 from greats_jax.experiments.statistics import Difference, Interval
 
@@ -48,6 +49,18 @@ def percent(difference: float) -> str:
 def probability(p: float) -> str:
     """A p-value: p 0.03."""
     return "p < 0.001" if p < 0.001 else f"p {p:.3f}" if p < 0.1 else f"p {p:.2f}"
+
+
+def failures(reasons: Mapping[str, str]) -> list[str]:
+    """Runs that failed, by name, with what they failed for; those of one reason in one line."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines = []
+    for reason, (first, *others) in by_reason.items():
+        more = f" and {len(others)} other{'s' * (len(others) > 1)}" if others else ""
+        lines.append(f"{first}{more} failed: {reason}")
+    return lines
 
 
 def exponential(value: float) -> float:

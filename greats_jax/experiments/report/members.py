@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from greats_jax.errors import GreatsError, RunError
 from greats_jax.experiments.manifest import Manifest, is_comparison
+from greats_jax.experiments.wording import failures
 from greats_jax.training.config_loading import plain
 from greats_jax.training.result import RunResult
 from greats_jax.training.run_folder import CONFIG, SUMMARY
@@ -167,10 +168,9 @@ def _run_folders(folder: Path) -> list[Path]:
 def _absent(manifest: Manifest) -> list[str]:
     """What a reader must know of the runs of a comparison that have not finished, which are left out."""
     missing = [one.folder.name for one in manifest.runs if not one.finished]
-    notes = [
-        f"The run {name} failed: {manifest.failed[name].rstrip('.')}." for name in missing if name in manifest.failed
-    ]
-    if waiting := len(missing) - len(notes):
+    failed = {name: manifest.failed[name].rstrip(".") for name in missing if name in manifest.failed}
+    notes = [f"The run {line}." for line in failures(failed)]
+    if waiting := len(missing) - len(failed):
         notes.append(
             f"Of the {len(manifest.runs)} runs of the comparison, {waiting} have not finished and are left out."
         )
