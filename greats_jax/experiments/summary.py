@@ -106,8 +106,8 @@ EXPLANATION = """\
 Perplexities are exp of the mean {metric} over seeds, with 95 % bootstrap intervals. "Equal time" reads every curve of a
 seed where the fastest of the methods that draw from the pool ended; compilation and evaluation are not training time.
 "Less" is the difference of perplexities within seeds in percent, with Student's 95 % interval and the p-value of the
-paired t-test, by Holm's method over the methods of the table. "Reached" counts the seeds whose loss came to the last one
-of {target}, and then after how many updates and seconds on average."""
+paired t-test, by Holm's method over the methods of the table. "Reached" counts the seeds whose loss came to the last
+one of {target}, and then after how many updates and seconds on average."""
 
 
 def gaps(manifest: Manifest) -> list[str]:
