@@ -45,8 +45,11 @@ def dialogue(rng: random.Random) -> dict[str, str]:
 
 def main(folder: Path) -> None:
     """Write the splits, no dialogue in two of them."""
+    if folder.exists():
+        raise SystemExit(f"make_dialogues: {folder} exists; name another folder or move it away")
     rng, seen = random.Random(20241), set()
-    folder.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f"{folder.name}.part")
+    part.mkdir(parents=True, exist_ok=True)
     for split, count in ("validation", 40), ("test", 200):
         rows = []
         while len(rows) < count:
@@ -54,7 +57,8 @@ def main(folder: Path) -> None:
             if row["dialogue"] not in seen:
                 seen.add(row["dialogue"])
                 rows.append(row)
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (part / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.replace(folder)  # half of them are never taken for all
     print(f"240 dialogues: {folder}")
 
 

@@ -77,7 +77,9 @@ def main() -> None:
             records = [records[index] for index in np.sort(drawn)]
         rows = spoil(records, arguments.share, arguments.seed)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        part = arguments.output.with_name(f"{arguments.output.name}.part")
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        part.replace(arguments.output)  # half a file is never taken for a whole one
     except (DataError, OSError) as error:
         raise SystemExit(f"make_noise: {error}") from None
     print(f"{len(rows):,} records, {sum(row['kind'] == 'spoilt' for row in rows):,} of them spoilt: {arguments.output}")

@@ -14,10 +14,9 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
-
-import jax
 
 RUNS, IMAGES, PAGE = Path("runs/paper-small"), Path("docs/images/paper"), Path("docs/paper-results.md")
 MADE = {
@@ -93,16 +92,21 @@ def make(name: str) -> None:
             subprocess.run([sys.executable, *command.split()], check=True)
     part = printed.with_suffix(".part")
     with part.open("w") as file:
-        began = datetime.datetime.now(datetime.UTC)
-        print(f"{began:%Y-%m-%d}", file=file, flush=True)
+        print(_circumstances(), file=file, flush=True)
         subprocess.run([sys.executable, *twin.command.split()], check=True, stdout=file)
     part.replace(printed)
+
+
+def _circumstances() -> str:
+    """Date and machine, in one line."""
+    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}"
+    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {machine}, jax {version('jax')}"
 
 
 def section(name: str) -> list[str]:
     """The part of the page that shows a twin."""
     twin = TWINS[name]
-    date, _, printed = (RUNS / f"{name}.txt").read_text().partition("\n")
+    circumstances, _, printed = (RUNS / f"{name}.txt").read_text().partition("\n")
     lines = [
         f"## {twin.title}",
         "",
@@ -111,7 +115,7 @@ def section(name: str) -> list[str]:
         "```",
         "",
     ]
-    lines += [f"Made on {date}.", ""]
+    lines += [f"Made on {circumstances}.", ""]
     for file, text in twin.pictures.items():
         picture = IMAGES / f"{name}-{Path(file).name}"
         picture.parent.mkdir(parents=True, exist_ok=True)
@@ -133,13 +137,11 @@ def _lowered(markdown: str) -> list[str]:
 def page() -> str:
     """The page, of all twins that have been made."""
     made = [name for name in TWINS if (RUNS / f"{name}.txt").exists()]
-    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}"
     head = [
         "# The paper's figures, made small",
         "",
         "Written by `python scripts/paper_small.py`; [](paper.md) says what each twin stands for and what differs from",
-        f"the paper. Machine: {machine}, jax {jax.__version__} on {jax.default_backend()}. Perplexities are means over",
-        "seeds with 95 % intervals; times are to be compared within one table only.",
+        "the paper. Perplexities are means over seeds with 95 % intervals; times are to be compared within one table only.",
         "",
     ]
     return "\n".join([*head, *(line for name in made for line in section(name))]).rstrip() + "\n"

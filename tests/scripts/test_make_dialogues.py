@@ -1,11 +1,14 @@
 import json
 
+import pytest
+
 
 def test_dialogues_differ_and_their_summaries_say_what_they_say(load_program, tmp_path):
     program = load_program("scripts/make_dialogues.py")
-    program.main(tmp_path)
+    folder = tmp_path / "dialogues"
+    program.main(folder)
     rows = {
-        split: [json.loads(line) for line in (tmp_path / f"{split}.jsonl").read_text().splitlines()]
+        split: [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
         for split in ("validation", "test")
     }
     every = [row["dialogue"] for part in rows.values() for row in part]
@@ -17,3 +20,5 @@ def test_dialogues_differ_and_their_summaries_say_what_they_say(load_program, tm
         day, hour = row["summary"].rstrip(".").split(" on ")[-1].split(" at ")
         assert day in row["dialogue"]
         assert hour in row["dialogue"]
+    with pytest.raises(SystemExit, match="exists"):
+        program.main(folder)
