@@ -141,7 +141,7 @@ def page() -> str:
         "# The paper's figures, made small",
         "",
         "Written by `python scripts/paper_small.py`; [](paper.md) says what each twin stands for and what differs from",
-        "the paper. Perplexities are means over seeds with 95 % intervals; times are to be compared within one table only.",
+        "the paper. Perplexities are means over seeds with 95 % intervals; times are to be compared within a table.",
         "",
     ]
     return "\n".join([*head, *(line for name in made for line in section(name))]).rstrip() + "\n"
