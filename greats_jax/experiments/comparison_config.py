@@ -206,6 +206,11 @@ def _methods(value: Any, file: str) -> tuple[Variant, ...]:
             )
         rule = _text(item["method"], f"{where}.method", file)
         name = _text(item.get("name", rule), f"{where}.name", file)
+        if name in CONTROLS and not re.fullmatch(rf"{name}\s*(\([^()]*\))?", rule.strip()):
+            raise ConfigError(
+                f"{where}.name: {shown(name)} in {file} is what a control is called, but the method is {rule}; give it "
+                "another name"
+            )
         found.append(Variant(name, ((("method",), rule), *_settings(item.get("set"), f"{where}.set", file))))
     return tuple(found)
 

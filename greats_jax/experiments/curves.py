@@ -9,6 +9,7 @@ import numpy as np
 
 from greats_jax.experiments.manifest import Manifest, is_comparison
 from greats_jax.training.result import RunResult
+from greats_jax.training.step import TARGET_ONLY
 
 _NOT_MEASURED = ("event", "step", "seconds")
 
@@ -27,6 +28,8 @@ class Curve(NamedTuple):
         folder: The run folder.
         candidate_tokens: Tokens of the examples drawn before, i64.
         trained_tokens: Tokens of those learned from, i64.
+        draws: Whether its candidates are of the pool; target_only, whatever a comparison calls it, learns from the
+            validation examples alone.
     """
 
     setting: str
@@ -39,6 +42,7 @@ class Curve(NamedTuple):
     folder: Path
     candidate_tokens: np.ndarray
     trained_tokens: np.ndarray
+    draws: bool = True
 
 
 def read_curves(folder: str | Path) -> list[Curve]:
@@ -85,6 +89,7 @@ def curve_of(run: RunResult, setting: str, method: str, seed: int) -> Curve:
         folder=run.folder,
         candidate_tokens=_before(at, numbers, np.array([record["candidate_tokens"] for record in steps], np.int64)),
         trained_tokens=_before(at, numbers, np.array([record["trained_tokens"] for record in steps], np.int64)),
+        draws=run.config.method != TARGET_ONLY,
     )
 
 

@@ -21,9 +21,10 @@ class Outcome(NamedTuple):
         method: The method, as tables name it.
         final: The loss after equally many updates.
         equal_seconds: The loss after equal training time, seed by seed: that of the method which took the least of
-            those that draw from the pool; of target_only its last loss where it has ended by then.
-        equal_candidates: The loss after equally many candidates drawn, seed by seed. target_only draws none from the
-            pool and has an interval of no value.
+            those that draw from the pool (see `Curve.draws`); of one that does not, its last loss where it has ended by
+            then.
+        equal_candidates: The loss after equally many candidates drawn, seed by seed. A method that draws none from the
+            pool has an interval of no value.
         against_random: Difference of `final` to random_k, within seeds; p by Holm's method over the methods of the
             setting. None for random_k itself and where there is no random_k.
         against_regular: The same to regular.
@@ -35,7 +36,9 @@ class Outcome(NamedTuple):
         steps_share: The same updates over the target method's own number of updates, within seeds.
         seconds_share: The same time over the whole training time of the target method, within seeds.
         reached: Seeds that came there.
-        n: Seeds.
+        aimed: Seeds in which there was something to reach: the target method ended lower than it began.
+        n: Seeds with a finite loss at the end, which means and intervals are over.
+        diverged: Seeds without one.
         scores: Everything else that was measured last, by name.
         metric: The loss that all of this is about.
         target: The method that had to be reached.
@@ -55,7 +58,9 @@ class Outcome(NamedTuple):
     steps_share: Interval | None
     seconds_share: Interval | None
     reached: int
+    aimed: int
     n: int
+    diverged: int
     scores: dict[str, Interval]
     metric: str
     target: str
@@ -76,6 +81,7 @@ class _Times(NamedTuple):
     seconds: list[float]
     steps_share: list[float]
     seconds_share: list[float]
+    aimed: list[int]
 
 
 def headline_metric(curves: Sequence[Curve]) -> str:
@@ -114,15 +120,18 @@ def _of_setting(curves: Sequence[Curve], metric: str, target: str) -> list[Outco
     # Only methods that have run with a seed can be compared within it.
     of_seed = {seed: [by[method, seed] for method in methods if (method, seed) in by] for seed in seeds}
     steps = {seed: min(int(curve.steps[-1]) for curve in every) for seed, every in of_seed.items()}
-    # A handful of validation rows is soon learnt: what target_only takes would leave the others no time to compare.
-    drawing = {seed: [c for c in every if c.method != TARGET_ONLY] for seed, every in of_seed.items()}
+    # A handful of validation rows is soon learnt: the time it takes to learn them alone would be none for the others.
+    drawing = {seed: [c for c in every if c.draws] for seed, every in of_seed.items()}
     seconds = {seed: min(float(c.seconds[-1]) for c in drawing[seed] or every) for seed, every in of_seed.items()}
+    of_pool = {place: curve for place, curve in by.items() if curve.draws}
     candidates = {seed: min((int(c.candidates[-1]) for c in every), default=0) for seed, every in drawing.items()}
     read = {
         method: _Readings(
             final=_at(by, method, seeds, lambda c: _read(c.steps, c.metrics[metric], steps[c.seed])),
             seconds=_at(by, method, seeds, lambda c: _read(c.seconds, c.metrics[metric], seconds[c.seed])),
-            candidates=_at(by, method, seeds, lambda c: _read(c.candidates, c.metrics[metric], candidates[c.seed])),
+            candidates=_at(
+                of_pool, method, seeds, lambda c: _read(c.candidates, c.metrics[metric], candidates[c.seed])
+            ),
         )
         for method in methods
     }
@@ -139,7 +148,7 @@ def _of_setting(curves: Sequence[Curve], metric: str, target: str) -> list[Outco
             method=method,
             final=_interval(final[method]),
             equal_seconds=_interval(in_time[method]),
-            equal_candidates=_interval({} if method == TARGET_ONLY else read[method].candidates),
+            equal_candidates=_interval(read[method].candidates),
             against_random=against["final", RANDOM].get(method),
             against_regular=against["final", REGULAR].get(method),
             against_random_in_time=against["time", RANDOM].get(method),
@@ -149,7 +158,9 @@ def _of_setting(curves: Sequence[Curve], metric: str, target: str) -> list[Outco
             steps_share=_some(times[method].steps_share),
             seconds_share=_some(times[method].seconds_share),
             reached=len(times[method].steps),
-            n=len(final[method]),
+            aimed=len(times[method].aimed),
+            n=_finite(final[method]),
+            diverged=len(final[method]) - _finite(final[method]),
             scores=_scores([by[method, seed] for seed in seeds if (method, seed) in by], metric),
             metric=metric,
             target=target,
@@ -166,6 +177,10 @@ def _at(
 
 def _interval(values: dict[int, float]) -> Interval:
     return interval(list(values.values()))
+
+
+def _finite(values: dict[int, float]) -> int:
+    return sum(map(math.isfinite, values.values()))
 
 
 def _read(places: np.ndarray, values: np.ndarray, place: float) -> float:
@@ -187,13 +202,20 @@ def _differences(values: dict[str, dict[int, float]], reference: str) -> dict[st
 
 
 def _to_target(by: dict[tuple[str, int], Curve], method: str, target: str, seeds: Sequence[int], metric: str) -> _Times:
-    """When a method's loss was first as low as the target method's last one, of the same seed."""
-    found = _Times([], [], [], [])
+    """When a method's loss was first as low as the target method's last one, of the same seed.
+
+    A seed in which that is no lower than the target method's first one is left out: there every method is at once.
+    """
+    found = _Times([], [], [], [], [])
     for seed in seeds:
         own, aim = by.get((method, seed)), by.get((target, seed))
         if own is None or aim is None:
             continue
-        place = first_at_or_below(own.metrics[metric], float(aim.metrics[metric][-1]))
+        first, last = (float(aim.metrics[metric][place]) for place in (0, -1))
+        if not (math.isfinite(last) and last < first):
+            continue
+        found.aimed.append(seed)
+        place = first_at_or_below(own.metrics[metric], last)
         if place is None:
             continue
         places = np.arange(len(own.steps))

@@ -16,8 +16,12 @@ def made_curve(
     every: int = 10,
     pace: float = 1.0,
     draws: int = 8,
+    rule: str | None = None,
 ) -> Curve:
-    """Evaluated every so many updates, each of which takes `pace` seconds and draws so many candidates."""
+    """Evaluated every so many updates, each of which takes `pace` seconds and draws so many candidates.
+
+    `rule` is the method's rule, where a comparison calls it by another name.
+    """
     steps = np.arange(len(losses)) * every
     values = np.asarray(losses, np.float64)
     return Curve(
@@ -31,4 +35,5 @@ def made_curve(
         folder=Path(f"runs/{setting}-{method}-{seed}"),
         candidate_tokens=steps * draws * 5,
         trained_tokens=steps * draws * 2,
+        draws=(rule or method) != "target_only",
     )

@@ -19,7 +19,7 @@ from greats_jax.errors import ConfigError, RunError
 from greats_jax.experiments.comparison import Ended, compiled_programs_in, run_comparison
 from greats_jax.experiments.comparison_config import load_comparison
 from greats_jax.experiments.comparison_plan import plan_comparison
-from greats_jax.experiments.curves import read_curves
+from greats_jax.experiments.curves import curve_of, read_curves
 from greats_jax.experiments.fairness import Beginning, check_alike
 from greats_jax.experiments.manifest import Manifest, check_grown
 from greats_jax.experiments.outcomes import outcomes
@@ -189,6 +189,12 @@ def test_a_compiled_update_counts_as_the_median_of_the_others(made):
     (curve, *_) = read_curves(made.plan().folder)
     assert sum(record["compiled"] for record in steps) == 1
     assert curve.seconds[-1] == pytest.approx(usual[1] + sum(usual))
+
+
+def test_what_draws_no_candidates_is_known_by_its_rule(made):
+    run = RunResult.load(made.plan().runs[0].folder)
+    own = dataclasses.replace(run, config=dataclasses.replace(run.config, method="target_only"))
+    assert [curve_of(one, "", "any name", 0).draws for one in (run, own)] == [True, False]
 
 
 def test_outcomes_can_be_made_of_the_folder_wherever_it_is(copied):

@@ -63,6 +63,13 @@ def test_a_method_may_have_keys_of_its_own(write):
     assert [run.config.validation.mode for run in plan.runs] == ["merged", "cached", "merged", "merged"]
 
 
+def test_a_variant_of_a_control_may_have_its_name(write):
+    own = {"name": "random_k", "method": "random_k", "set": {"keep": 2}}
+    plan = planned(write(methods=["greats", own], seeds=1, controls=["random_k", "regular"]))
+    assert [(run.method, run.config.keep) for run in plan.runs[:2]] == [("greats", 3), ("random_k", 2)]
+    assert len(plan.runs) == 3
+
+
 def test_one_setting_changes(write):
     vary = {"key": "optimizer.learning_rate", "values": [1.0e-4, "1e-3"]}
     plan = planned(write(methods=["greats"], seeds=1, controls=["random_k", "regular"], vary=vary))
@@ -112,6 +119,10 @@ def test_training_keys_may_stand_in_the_file_itself(write, tmp_path):
         ({"metods": ["greats"]}, 'unknown key "metods" in .*; did you mean "methods"'),
         ({"methods": ["graets"]}, "the runs of graets: method: .*graets"),
         ({"methods": [{"name": "x"}]}, "methods.0: .* is neither a rule nor"),
+        (
+            {"methods": [{"name": "target_only", "method": "greats"}]},
+            'methods.0.name: "target_only" in .* is what a control is called, but the method is greats',
+        ),
         ({"methods": ["greats", "Greats"]}, "methods in .* are not all different; give each a name"),
         ({"controls": ["randomk"]}, 'controls: "randomk" in .* did you mean "random_k"'),
         ({"seeds": 0}, "seeds: 0 in .* is neither a number of seeds nor a list"),

@@ -56,6 +56,14 @@ def test_equal_candidates_leave_out_what_draws_none(one_seed):
     assert one_seed["target_only"].equal_candidates.n == 0
 
 
+def test_a_rule_that_draws_none_does_so_by_any_name():
+    own = made_curve("target_big", [4.0, 2.0, 1.0], pace=0.1, draws=2, rule="target_only")
+    found = by_method(outcomes([made_curve("greats", [4.0, 3.0, 2.0]), made_curve("random_k", [4.0, 3.5, 3.0]), own]))
+    assert found["greats"].equal_seconds.mean == 2.0
+    assert found["greats"].equal_candidates.mean == 2.0
+    assert found["target_big"].equal_candidates.n == 0
+
+
 def test_a_method_with_larger_batches_is_read_earlier():
     found = by_method(
         outcomes([made_curve("greats", [4.0, 3.0, 2.0], draws=16), made_curve("random_k", [4.0, 3.5, 3])])
