@@ -53,10 +53,10 @@ def _losses(every: Sequence[Outcome]) -> Table:
             relative(outcome.against_random_in_time),
             relative(outcome.against_regular),
             relative(outcome.against_regular_in_time),
-            f"{outcome.reached} of {outcome.n}",
+            f"{outcome.reached} of {outcome.aimed}" if outcome.aimed else "-",
             "" if outcome.steps_to_target is None else number(outcome.steps_to_target.mean),
             "" if outcome.seconds_to_target is None else number(outcome.seconds_to_target.mean),
-            str(outcome.n),
+            f"{outcome.n} ({outcome.diverged} diverged)" if outcome.diverged else str(outcome.n),
         )
         for outcome in every
     ]
@@ -94,7 +94,7 @@ def write_summary_file(folder: Path) -> Path:
         lines += [f"## {title}", ""] if title else []
         lines += [*_markdown(rows), ""]
     if every:
-        lines += [*EXPLANATION.format(metric=every[0].metric, target=every[0].target).split("\n"), ""]
+        lines += [*_explanation(every).split("\n"), ""]
     if lacks := gaps(manifest):
         lines += ["What is missing:", "", *(f"* {gap}" for gap in lacks), ""]
     path = folder / SUMMARY_FILE
@@ -107,7 +107,16 @@ Perplexities are exp of the mean {metric} over seeds, with 95 % bootstrap interv
 seed where the fastest of the methods that draw from the pool ended; compilation and evaluation are not training time.
 "Less" is the difference of perplexities within seeds in percent, with Student's 95 % interval and the p-value of the
 paired t-test, by Holm's method over the methods of the table. "Reached" counts the seeds whose loss came to the last
-one of {target}, and then after how many updates and seconds on average."""
+one of {target}, of those in which that was lower than its first, and then after how many updates and seconds on
+average.{diverged}"""
+
+_DIVERGED = """
+Seeds that diverged ended without a finite loss; the means and differences of their methods leave them out."""
+
+
+def _explanation(every: Sequence[Outcome]) -> str:
+    diverged = _DIVERGED if any(outcome.diverged for outcome in every) else ""
+    return EXPLANATION.format(metric=every[0].metric, target=every[0].target, diverged=diverged)
 
 
 def gaps(manifest: Manifest) -> list[str]:

@@ -33,11 +33,16 @@ def _of_setting(every: Sequence[Outcome], asked: Sequence[str]) -> str:
     own = own or [o for o in every if o.method not in (REGULAR, RANDOM, TARGET_ONLY)]
     if not own:
         return "No selection method has finished here, so there is nothing to compare."
-    best = min(own, key=lambda outcome: outcome.final.mean if math.isfinite(outcome.final.mean) else math.inf)
+    lost = [_diverged(outcome) for outcome in every if outcome.diverged]
+    sound = [outcome for outcome in own if not outcome.diverged]
+    if not sound:
+        return " ".join([*lost, f"So whether {' or '.join(o.method for o in own)} pays cannot be told."])
+    best = min(sound, key=lambda outcome: outcome.final.mean)
     random, regular, target_only = (by.get(name) for name in (RANDOM, REGULAR, TARGET_ONLY))
     sentences = []
     if len(own) > 1:
         sentences.append(f"Of {', '.join(o.method for o in own)}, {best.method} did best.")
+    sentences += lost
     sentences.append(_headline(best))
     levels = [f"{best.method} {_perplexity(best)}"]
     levels += [
@@ -54,7 +59,7 @@ def _of_setting(every: Sequence[Outcome], asked: Sequence[str]) -> str:
             )
     if best.target in by and best.method != best.target:
         sentences.append(_to_target(best))
-    if target_only is not None and target_only.final.mean < best.final.mean:
+    if target_only is not None and not target_only.diverged and target_only.final.mean < best.final.mean:
         sentences.append(
             f"Training on the validation examples alone (target_only) ended lower still, at "
             f"{_perplexity(target_only)}: here they teach more than what was selected by them."
@@ -69,8 +74,13 @@ def _headline(best: Outcome) -> str:
     if best.against_random is None:
         return f"Whether {best.method} pays cannot be told: random_k is not in the comparison."
     quality, in_time = _sign(best.against_random), _sign(best.against_random_in_time)
+    pairs = best.against_random.n
+    if not pairs:
+        return (
+            f"Whether {best.method} pays cannot be told: no seed of random_k that ended with a finite loss is its own."
+        )
     if math.isnan(best.against_random.p):
-        return f"Whether {best.method} pays cannot be told from {_seeds(best.n)}."
+        return f"Whether {best.method} pays cannot be told from {_seeds(pairs)}."
     if quality < 0:
         if in_time < 0:
             return f"{best.method} pays: better than choosing at random, also in equal time."
@@ -79,7 +89,7 @@ def _headline(best: Outcome) -> str:
         return f"{best.method} pays per update: better than choosing at random. In equal time that is not shown."
     if quality > 0:
         return f"{best.method} does not pay: it is worse than choosing at random."
-    return f"{best.method} does not show that it pays: {_seeds(best.n)} cannot tell it from choosing at random."
+    return f"{best.method} does not show that it pays: {_seeds(pairs)} cannot tell it from choosing at random."
 
 
 def _sign(difference: Difference | None) -> int:
@@ -102,12 +112,19 @@ def _compared(difference: Difference | None) -> str:
 
 
 def _to_target(best: Outcome) -> str:
+    if not best.aimed:
+        return f"{best.target} ended no lower than it began, so there is nothing to reach."
+    runs = f"{best.aimed} runs{' with something to reach' * (best.aimed < best.n)}"
     if best.steps_share is None or best.seconds_share is None:
-        return f"It came to the last perplexity of {best.target} in none of {best.n} runs."
+        return f"It came to the last perplexity of {best.target} in none of {runs}."
     return (
-        f"It came to the last perplexity of {best.target} in {best.reached} of {best.n} runs, after "
+        f"It came to the last perplexity of {best.target} in {best.reached} of {runs}, after "
         f"{100 * best.steps_share.mean:.0f} % of its updates and {100 * best.seconds_share.mean:.0f} % of its time."
     )
+
+
+def _diverged(outcome: Outcome) -> str:
+    return f"{outcome.method}: {outcome.diverged} of {outcome.n + outcome.diverged} ended without a finite loss."
 
 
 def _perplexity(outcome: Outcome) -> str:

@@ -100,6 +100,24 @@ def test_where_a_curve_first_is_as_low(values, level, place):
     assert first_at_or_below(np.array(values, float), level) == place
 
 
+def test_seeds_that_diverged_are_counted_apart():
+    curves = [made_curve("random_k", [4.0, 3.0], seed=seed) for seed in range(3)]
+    curves += [made_curve("greats", [4.0, 2.0 if seed else math.nan], seed=seed) for seed in range(3)]
+    found = by_method(outcomes(curves))
+    assert (found["greats"].n, found["greats"].diverged, found["greats"].final.mean) == (2, 1, 2.0)
+    assert (found["random_k"].n, found["random_k"].diverged) == (3, 0)
+
+
+@pytest.mark.parametrize("aim", [[3.0, 3.5], [3.0, 3.0], [3.0, math.nan]])
+def test_where_the_target_ended_no_lower_than_it_began_nothing_is_reached(aim):
+    curves = [made_curve("regular", aim), made_curve("greats", [3.0, 2.0])]
+    curves += [made_curve("regular", [3.0, 2.5], seed=1), made_curve("greats", [3.0, 2.0], seed=1)]
+    greats = by_method(outcomes(curves))["greats"]
+    assert (greats.reached, greats.aimed, greats.n) == (1, 1, 2)
+    assert greats.steps_to_target is not None
+    assert greats.steps_to_target.mean == pytest.approx(5.0)
+
+
 def curves_of_five_seeds():
     rng = np.random.default_rng(3)
     level = rng.normal(0, 0.3, 5)  # seeds differ far more than methods do within one

@@ -1,5 +1,7 @@
 """The verdict says what the numbers say, and no more."""
 
+import math
+
 import numpy as np
 import pytest
 from made_curves import made_curve
@@ -55,6 +57,40 @@ def test_few_seeds(seeds, words):
 def test_training_on_the_validation_examples_may_be_better_still():
     assert "(target_only) ended lower still" in told(0.3, target_only=0.6)
     assert "(target_only) ended lower still" not in told(0.3)
+
+
+def test_a_method_that_diverged_is_never_best():
+    curves = [made_curve("random_k", [4.5, 3.0 + seed / 10], seed=seed) for seed in range(5)]
+    curves += [made_curve("greats", [4.5, 2.8 + seed / 11], seed=seed) for seed in range(5)]
+    wild = [made_curve("wild", [4.5, math.nan if seed else 1.0], seed=seed) for seed in range(5)]
+    text = verdict(outcomes([*curves, *wild]), ["greats", "wild"])
+    assert text.startswith("Of greats, wild, greats did best. wild: 4 of 5 ended without a finite loss. greats ")
+    text = verdict(outcomes([*curves, *wild]), ["wild"])
+    assert text == "wild: 4 of 5 ended without a finite loss. So whether wild pays cannot be told."
+
+
+def test_chance_may_have_diverged():
+    curves = [made_curve("greats", [4.5, 3.0], seed=seed) for seed in range(2)]
+    curves += [made_curve("random_k", [4.5, math.nan], seed=seed) for seed in range(2)]
+    text = verdict(outcomes(curves))
+    assert "random_k: 2 of 2 ended without a finite loss." in text
+    assert "Whether greats pays cannot be told: no seed of random_k that ended with a finite loss is its own." in text
+    curves[3].metrics["test_loss"][-1] = 3.5
+    assert "Whether greats pays cannot be told from one seed." in verdict(outcomes(curves))
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ((4.0, 4.2), "regular ended no lower than it began, so there is nothing to reach."),
+        ((4.0, 3.5), "in 1 of 1 runs with something to reach, after 50 % of its updates"),
+        ((3.5, 3.5), "in 2 of 2 runs, after 50 % of its updates"),
+    ],
+)
+def test_what_there_is_to_reach(last, words):
+    curves = [made_curve("regular", [4.0, value], seed=seed) for seed, value in enumerate(last)]
+    curves += [made_curve(name, [4.0, 3.0], seed=seed) for name in ("greats", "random_k") for seed in range(2)]
+    assert words in verdict(outcomes(curves), ["greats"])
 
 
 def test_nothing_to_say():
