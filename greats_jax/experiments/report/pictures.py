@@ -172,15 +172,8 @@ def _for_page(text: str, chart: Chart) -> str:
     """What matplotlib wrote, made fit for a page with other pictures: own names, and colours that the page decides."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{chart.name}-\1"', text)
-    text = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{chart.name}-", text)
-    text = text.replace("xlink:href", "href")
-    for light, (name, _, _) in variables().items():
-        text = re.sub(light, f"var(--{name})", text, flags=re.IGNORECASE)
-    # The size of the type stays, its face is that of the page.
-    text = re.sub(r"font: (?:(\w+) )?([\d.]+)px [^;\"]+", _font, text)
-    text = re.sub(r"font-family: [^;\"]+;? ?", "", text)
-    text = re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)
+    # Only tags are changed: a label may hold a number, or the name of a source that looks like a colour.
+    text = re.sub(r"<[^>]*>", lambda tag: _tag_for_page(tag[0], chart.name), text)
     text = re.sub(r">\s+<", "><", text)
     opening = text[: text.index(">")]
     view = re.search(r'viewBox="([^"]+)"', opening)
@@ -189,6 +182,18 @@ def _for_page(text: str, chart: Chart) -> str:
         f'<title id="{chart.name}-t">{escape(chart.title)}</title><desc id="{chart.name}-d">{escape(chart.says)}</desc>'
     )
     return head + text[text.index(">") + 1 :].strip()
+
+
+def _tag_for_page(tag: str, name: str) -> str:
+    tag = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', tag)
+    tag = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{name}-", tag)
+    tag = tag.replace("xlink:href", "href")
+    for light, (variable, _, _) in variables().items():
+        tag = re.sub(light, f"var(--{variable})", tag, flags=re.IGNORECASE)
+    # The size of the type stays, its face is that of the page.
+    tag = re.sub(r"font: (?:(\w+) )?([\d.]+)px [^;\"]+", _font, tag)
+    tag = re.sub(r"font-family: [^;\"]+;? ?", "", tag)
+    return re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", tag)
 
 
 def _font(found: re.Match[str]) -> str:

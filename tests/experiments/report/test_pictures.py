@@ -1,0 +1,34 @@
+"""Charts as pictures."""
+
+import re
+
+import pytest
+
+from greats_jax.experiments.report.document import Chart, Table
+from greats_jax.experiments.report.pictures import svg
+
+pytest.importorskip("matplotlib")
+
+
+def chart(draw, **other) -> Chart:
+    return Chart("name", "Title", "What it says", draw, Table(("a",), (("1",),)), **other)
+
+
+def texts_of(picture: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", picture)
+
+
+def test_what_is_written_in_a_picture_stays_as_it_is():
+    labels = ["0.0005", "#0072b2", "id=x url(#a)", "font-family: mine; font: 9px mine"]
+
+    def draw(axes) -> None:
+        axes.plot([0, 1], [0, 1], color="#0072b2")
+        axes.set_xticks(range(len(labels)), labels)
+
+    picture = svg(chart(draw))
+    assert set(labels) <= set(texts_of(picture))
+    assert 'id="name-' in picture
+    drawn = re.sub(r">[^<]*<", "><", picture)
+    assert "#0072b2" not in drawn
+    assert "var(--s1)" in drawn
+    assert not re.search(r"\d\.\d{3}", drawn)
