@@ -8,7 +8,7 @@ import numpy as np
 
 from greats_jax.analysis.taylor_report import RULES, Fit
 from greats_jax.analysis.taylor_run import GRADIENT_DESCENT, OPTIMIZER, PREDICTIONS, Outcome, TaylorResult
-from greats_jax.training.plots import figure_class
+from greats_jax.training.plots import figure_class, plain_text
 
 
 def plot_taylor(result: TaylorResult, found: Sequence[Fit], folder: Path) -> list[Path]:
@@ -25,6 +25,11 @@ def plot_taylor(result: TaylorResult, found: Sequence[Fit], folder: Path) -> lis
     Raises:
         RunError: matplotlib is not installed.
     """
+    with plain_text():
+        return _plot(result, found, folder)
+
+
+def _plot(result: TaylorResult, found: Sequence[Fit], folder: Path) -> list[Path]:
     make_figure = figure_class()
     names = {GRADIENT_DESCENT: "gradient descent", OPTIMIZER: result.config.optimizer.name}
     files = {GRADIENT_DESCENT: "predictions-gradient-descent.png", OPTIMIZER: "predictions-optimizer.png"}
@@ -78,9 +83,19 @@ def _draw_rates(panels: Any, found: Sequence[Fit], title: str, main: float) -> N
         below.plot(rates, [max(fit.error, 1e-4) for fit in these], **style)
     for axes in panels:
         axes.set_xscale("log")
+        _plain_numbers(axes.xaxis)
         axes.axvline(main, color="0.8", linewidth=6, zorder=0)
     above.axhline(0, color="0.8", linewidth=1, zorder=0)
     above.set(ylim=(-1.05, 1.05), ylabel="Spearman, mean of batches", title=title)
     below.set(yscale="log", ylabel="error / size of the change", xlabel="learning rate (grey: the one analysed)")
+    _plain_numbers(below.yaxis)
     below.axhline(1, color="0.8", linewidth=1, zorder=0)
     above.legend(loc="lower left", fontsize=9, framealpha=1)
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Numbers of a logarithmic axis without the formulas that matplotlib writes them as."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())

@@ -1,6 +1,7 @@
 """Curves of a run as PNG files; matplotlib is the extra `plots`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,20 @@ def figure_class() -> type[Any]:
     except ImportError:
         raise RunError("no pictures were drawn: run pip install matplotlib") from None
     return Figure
+
+
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Draw what is written as it is: a dollar sign in the name of a source or a run begins no formula.
+
+    Raises:
+        RunError: matplotlib is not installed.
+    """
+    figure_class()
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):
+        yield
 
 
 def plot_run(metrics: Sequence[Record], sources: Mapping[str, Record], folder: Path) -> list[Path]:
@@ -45,11 +60,12 @@ def plot_run(metrics: Sequence[Record], sources: Mapping[str, Record], folder: P
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, draw in drawings.items():
-            figure = make_figure(figsize=(6.4, 4.0), layout="constrained")
-            draw(figure.subplots())
-            figure.savefig(folder / name, dpi=150)
-            paths.append(folder / name)
+        with plain_text():
+            for name, draw in drawings.items():
+                figure = make_figure(figsize=(6.4, 4.0), layout="constrained")
+                draw(figure.subplots())
+                figure.savefig(folder / name, dpi=150)
+                paths.append(folder / name)
     except OSError as error:
         raise RunError(f"{folder}: the curves cannot be written ({error.strerror or error})") from None
     return paths

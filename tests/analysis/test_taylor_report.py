@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from greats_jax.analysis.taylor_plot import plot_taylor
 from greats_jax.analysis.taylor_report import advice, fits, spread, tables, write_report
 from greats_jax.analysis.taylor_run import GRADIENT_DESCENT, OPTIMIZER, PREDICTIONS, Outcome, TaylorPlan, TaylorResult
-from greats_jax.training.config import ModelConfig, TrainConfig
+from greats_jax.training.config import ModelConfig, OptimizerConfig, TrainConfig
 
 
 def outcomes(quality: dict[str, float], rates: tuple[float, ...] = (0.1,), offset: float = 5.0) -> list[Outcome]:
@@ -130,3 +131,12 @@ def test_tables_show_the_main_rate_and_the_sweep():
     assert len(main) == len(sweep) == 9
     assert sweep[0][2:] == ("0.01", "0.1")
     assert {row[0] for row in main[1:]} == {"gradient descent", "adamw"}
+
+
+def test_pictures_write_what_is_there_and_no_formula(tmp_path):
+    pytest.importorskip("matplotlib")
+    made = result({"first order": 0.5}, rates=(1e-3, 1e-1))
+    config = replace(made.config, optimizer=OptimizerConfig(name=r"$\nothing_{$"))
+    paths = plot_taylor(replace(made, config=config), fits(made.outcomes), tmp_path)
+    assert len(paths) == 3
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

@@ -100,6 +100,12 @@ def test_curves_are_drawn_also_with_gaps(tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_source_may_be_called_by_a_formula_that_is_none(tmp_path):
+    pytest.importorskip("matplotlib")
+    shares = {r"$\nothing_{$": {"chosen_share": 0.5, "candidate_share": 0.4}}
+    assert len(plot_run([step(1, 4.0), evaluation(1, 5.0)], shares, tmp_path)) == 3
+
+
 def test_the_closing_table_says_what_was_skipped():
     summary = {"steps": 3, "before": None, "after": None, "sources": {}, "throughput": {}, "seconds": 1.0}
     assert "warning" not in closing_table(summary)

@@ -20,6 +20,7 @@ _SETTINGS: dict[str, Any] = {
     "font.size": 9,
     "font.family": ["DejaVu Sans"],  # comes with matplotlib: a picture is the same on every machine
     "text.color": INK,
+    "text.parse_math": False,  # a dollar sign in the name of a source begins no formula
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
     "axes.grid": True,

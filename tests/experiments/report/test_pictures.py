@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from greats_jax.experiments.report.document import Chart, Table
-from greats_jax.experiments.report.pictures import svg
+from greats_jax.experiments.report.document import Chart, Key, Table
+from greats_jax.experiments.report.pictures import svg, write_pngs
 
 pytest.importorskip("matplotlib")
 
@@ -32,3 +32,10 @@ def test_what_is_written_in_a_picture_stays_as_it_is():
     assert "#0072b2" not in drawn
     assert "var(--s1)" in drawn
     assert not re.search(r"\d\.\d{3}", drawn)
+
+
+def test_a_dollar_sign_begins_no_formula(tmp_path):
+    name = r"$\nothing_{$"
+    drawn = chart(lambda axes: axes.set_xticks([0], [name]), keys=(Key(name, 1),))._replace(title=name)
+    assert name in texts_of(svg(drawn))
+    assert write_pngs([drawn], tmp_path) == [tmp_path / "name.png"]
