@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +137,8 @@ def test_tables_show_the_main_rate_and_the_sweep():
 def test_pictures_write_what_is_there_and_no_formula(tmp_path):
     pytest.importorskip("matplotlib")
     made = result({"first order": 0.5}, rates=(1e-3, 1e-1))
-    config = replace(made.config, optimizer=OptimizerConfig(name=r"$\nothing_{$"))
+    name: Any = r"$\nothing_{$"
+    config = replace(made.config, optimizer=OptimizerConfig(name))
     paths = plot_taylor(replace(made, config=config), fits(made.outcomes), tmp_path)
     assert len(paths) == 3
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

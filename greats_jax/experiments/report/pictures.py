@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from greats_jax.errors import RunError
@@ -14,6 +15,9 @@ from greats_jax.training.plots import figure_class
 
 _WIDTH = 4.3
 """Inches. On a telephone a chart is as wide as the page, 340 points of CSS or so, and its text 10 of them high."""
+
+_MOST_COLUMNS = 3  # of a legend
+_LONGEST = 40  # characters of its names and of a line of a title: what a picture is wide enough for
 
 _SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be read out, searched, and set in the page's own type
@@ -134,21 +138,38 @@ def _draw(chart: Chart, target: Any, how: dict[str, Any], with_legend: bool) -> 
 
     settings: Any = {**_SETTINGS, "svg.hashsalt": chart.name}
     with matplotlib.rc_context(settings):
-        rows = -(-len(chart.keys) // 3) if with_legend else 0
-        figure = Figure(figsize=(_WIDTH, _WIDTH * chart.height + 0.22 * rows), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, _WIDTH * chart.height), layout="constrained")
         axes = figure.subplots()
         chart.draw(axes)
         if with_legend:
-            axes.set_title(chart.title, loc="left")
+            axes.set_title(fill(chart.title, _LONGEST), loc="left")
             handles = [
-                Patch(label=key.name, **bar_style(key.style))
+                Patch(label=_cut(key.name), **bar_style(key.style))
                 if key.bar
-                else Line2D([], [], label=key.name, **line_style(key.style))
+                else Line2D([], [], label=_cut(key.name), **line_style(key.style))
                 for key in chart.keys
             ]
             if handles:
-                figure.legend(handles=handles, loc="outside lower left", ncols=3)
+                _add_legend(figure, handles)
         figure.savefig(target, **how)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
+def _add_legend(figure: Any, handles: Sequence[Any]) -> None:
+    """A legend below what is drawn, in as many columns as fit, and the room for it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for columns in range(min(_MOST_COLUMNS, len(handles)), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower left", ncols=columns)
+        box = legend.get_window_extent(renderer)
+        if box.width <= figure.bbox.width or columns == 1:
+            figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
+            return
+        legend.remove()
 
 
 def line_style(number: int) -> dict[str, Any]:

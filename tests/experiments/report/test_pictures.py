@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from greats_jax.experiments.report.document import Chart, Key, Table
@@ -39,3 +40,19 @@ def test_a_dollar_sign_begins_no_formula(tmp_path):
     drawn = chart(lambda axes: axes.set_xticks([0], [name]), keys=(Key(name, 1),))._replace(title=name)
     assert name in texts_of(svg(drawn))
     assert write_pngs([drawn], tmp_path) == [tmp_path / "name.png"]
+
+
+@pytest.mark.parametrize("bar", [False, True])
+@pytest.mark.parametrize("longest", ["greats_first_order", "a_method_of_a_name_that_is_" * 3])
+def test_legend_and_title_are_not_cut_off(tmp_path, longest, bar):
+    from PIL import Image
+
+    names = ["greats", "grad_norm", "regular", "random_k", longest, "max_loss", "target_only"]
+    keys = tuple(Key(name, style, bar) for style, name in enumerate(names))
+    drawn = chart(lambda axes: axes.plot([0, 1], [0, 1]), keys=keys)._replace(title=f"Share of each source, {longest}")
+    (path,) = write_pngs([drawn], tmp_path)
+    pixels = np.asarray(Image.open(path).convert("L"))
+    assert (pixels[:, -4:] == 255).all()
+    assert (pixels[:4] == 255).all()
+    below = (pixels < 250).any(axis=1)[::-1].argmax()
+    assert 4 <= below < 40  # the legend ends there, and no room is left over
