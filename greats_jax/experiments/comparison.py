@@ -11,9 +11,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from greats_jax.errors import GreatsError, RunError
 from greats_jax.experiments.comparison_plan import Plan, PlannedRun
-from greats_jax.experiments.curves import read_curves
+from greats_jax.experiments.curves import Curve, curve_of
 from greats_jax.experiments.fairness import Beginning, beginning_of, check_alike
-from greats_jax.experiments.manifest import Manifest, check_grown, is_comparison
+from greats_jax.experiments.manifest import MANIFEST, Manifest, check_grown, is_comparison
 from greats_jax.experiments.tidy import write_table
 from greats_jax.training.events import Tracker
 from greats_jax.training.folder_lock import LOCK, locked
@@ -25,6 +25,7 @@ from greats_jax.training.shelf import Shelf
 from greats_jax.training.trainer import Trainer
 
 COMPILATIONS = ".compilations"
+_IN_PASSING = {LOCK, f".{MANIFEST}.new"}  # what a comparison killed in its first moments may leave
 
 
 class Watcher(Protocol):
@@ -80,8 +81,8 @@ def run_comparison(plan: Plan, watcher: Watcher, should_stop: Callable[[], bool]
         if is_comparison(folder):
             old = Manifest.load(folder)
             check_grown(old, manifest)
-            names = {run.name for run in plan.runs}
-            manifest = manifest._replace(failed={name: why for name, why in old.failed.items() if name in names})
+            lacking = {run.name for run in plan.runs if standing(run.folder) is not Standing.FINISHED}
+            manifest = manifest._replace(failed={name: why for name, why in old.failed.items() if name in lacking})
         manifest.write()
         with compiled_programs_in(folder / COMPILATIONS):
             return _run_all(plan, manifest, watcher, should_stop)
@@ -90,15 +91,20 @@ def run_comparison(plan: Plan, watcher: Watcher, should_stop: Callable[[], bool]
 def _run_all(plan: Plan, manifest: Manifest, watcher: Watcher, should_stop: Callable[[], bool]) -> Ended:
     begun: dict[tuple[str, int], list[Beginning]] = {}
     shelf = Shelf()
-    finished: dict[str, bool] = {run.name: standing(run.folder) is Standing.FINISHED for run in plan.runs}
+    curves: dict[str, Curve] = {}  # of the runs that have finished
     for run in plan.runs:
-        if finished[run.name]:
+        if standing(run.folder) is Standing.FINISHED:
             check_same_run(run.folder, run.config)
-            _note(begun, run, RunResult.load(run.folder))
-    watcher.begun(plan, sum(finished.values()))
+            result = RunResult.load(run.folder)
+            _note(begun, run, result)
+            _tidy_up(plan, run)
+            curves[run.name] = curve_of(result, run.setting, run.method, run.seed)
+    if curves:  # a process killed at the end of a run had not come to it
+        _write_table(plan, curves)
+    watcher.begun(plan, len(curves))
     stopped = False
     for run in plan.runs:
-        if finished[run.name]:
+        if run.name in curves:
             continue
         if stopped := should_stop():
             break
@@ -113,17 +119,26 @@ def _run_all(plan: Plan, manifest: Manifest, watcher: Watcher, should_stop: Call
             continue
         if stopped := result.status == "interrupted":
             break
-        if not plan.keep_weights:
-            for name in (CHECKPOINTS, ADAPTER, MODEL):
-                shutil.rmtree(run.folder / name, ignore_errors=True)
-        finished[run.name] = True
+        _tidy_up(plan, run)
+        curves[run.name] = curve_of(result, run.setting, run.method, run.seed)
         if run.name in manifest.failed:
             manifest = manifest._replace(failed={n: why for n, why in manifest.failed.items() if n != run.name})
             manifest.write()
         _note(begun, run, result)
-        write_table(read_curves(plan.folder), plan.folder)
+        _write_table(plan, curves)
         watcher.run_ended(run, None)
-    return Ended(sum(finished.values()), manifest.failed, stopped)
+    return Ended(len(curves), manifest.failed, stopped)
+
+
+def _tidy_up(plan: Plan, run: PlannedRun) -> None:
+    """Remove what a finished run no longer needs, unless its weights are to stay."""
+    if not plan.keep_weights:
+        for name in (CHECKPOINTS, ADAPTER, MODEL):
+            shutil.rmtree(run.folder / name, ignore_errors=True)
+
+
+def _write_table(plan: Plan, curves: dict[str, Curve]) -> None:
+    write_table([curves[run.name] for run in plan.runs if run.name in curves], plan.folder)
 
 
 def _note(begun: dict[tuple[str, int], list[Beginning]], run: PlannedRun, result: RunResult) -> None:
@@ -138,7 +153,7 @@ def _claim(folder: Path) -> None:
     """Create the comparison's folder unless it is one already."""
     try:
         found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if (folder.exists() and not folder.is_dir()) or (found - {LOCK} and not is_comparison(folder)):
+        if (folder.exists() and not folder.is_dir()) or (found - _IN_PASSING and not is_comparison(folder)):
             raise RunError(f"{folder}: there is something else here; choose another folder with output=...")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,14 +1,16 @@
 """Whether runs that are to be compared began alike and saw the same, from what they recorded."""
 
+import hashlib
+import math
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from greats_jax.errors import RunError
-from greats_jax.experiments.outcomes import TARGET_ONLY
+from greats_jax.experiments.wording import is_loss
 from greats_jax.training.result import RunResult
+from greats_jax.training.step import TARGET_ONLY
 
-_OF_THE_CLOCK = ("seconds",)
+_ROUNDING = 1e-4  # relative: the same weights and examples, in programs compiled apart or on other devices
 
 
 class Beginning(NamedTuple):
@@ -17,27 +19,36 @@ class Beginning(NamedTuple):
     Attributes:
         name: The run, for messages.
         origin: Short hashes of the trainable weights before the first update and of all examples.
-        first: The first evaluation, before the first update.
-        candidates: Ids of each batch of candidates; None where the method draws none.
+        first: Losses of the first evaluation, before the first update.
+        candidates: How many are in each batch of candidates, and a hash of their ids in order; None where the method
+            draws none.
     """
 
     name: str
     origin: dict[str, Any]
     first: dict[str, Any]
-    candidates: tuple[tuple[str, ...], ...] | None
+    candidates: tuple[tuple[int, bytes], ...] | None
 
 
 def beginning_of(run: RunResult) -> Beginning:
     """What is compared of a run."""
     first = next((record for record in run.metrics if record["event"] == "evaluation"), {})
-    drawn = tuple(tuple(record["candidates"]) for record in run.selections)
+    drawn = tuple(batch_of(record["candidates"]) for record in run.selections)
     origin = run.summary.get("origin", {})
     return Beginning(
         name=run.folder.name,
         origin={name: origin.get(name) for name in ("initial", "examples")},
-        first={name: value for name, value in first.items() if name not in _OF_THE_CLOCK},
+        first={name: value for name, value in first.items() if is_loss(name)},
         candidates=None if run.config.method == TARGET_ONLY else drawn,
     )
+
+
+def batch_of(ids: Sequence[str]) -> tuple[int, bytes]:
+    """The size of a batch of candidates, and a short hash of their ids in order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for own in ids:
+        digest.update(own.encode() + b"\0")
+    return len(ids), digest.digest()
 
 
 def check_alike(one: Beginning, others: Sequence[Beginning]) -> None:
@@ -53,7 +64,7 @@ def check_alike(one: Beginning, others: Sequence[Beginning]) -> None:
             if one.origin[name] != other.origin[name]:
                 raise _unlike(one, other, f"the {what} they began with differ")
         for name, value in one.first.items():
-            if value != other.first.get(name):
+            if not _same(value, other.first.get(name)):
                 raise _unlike(
                     one,
                     other,
@@ -67,13 +78,19 @@ def _first_unlike_batch(one: Beginning, other: Beginning) -> str | None:
     """Words for the first batches that differ."""
     if one.candidates is None or other.candidates is None:
         return None
-    for number, (mine, others) in enumerate(zip(one.candidates, other.candidates, strict=False), start=1):
-        if len(mine) != len(others):
+    for number, (mine, its) in enumerate(zip(one.candidates, other.candidates, strict=False), start=1):
+        if mine[0] != its[0]:
             return None
-        for own, its in zip_longest(mine, others):
-            if own != its:
-                return f"batch {number} of one has the candidate {own} where that of the other has {its}"
+        if mine != its:
+            return f"batch {number} of one has other candidates than that of the other, or in another order"
     return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are the same, numbers but for the order of sums."""
+    if not (isinstance(one, (int, float)) and isinstance(other, (int, float))):
+        return one == other
+    return math.isclose(one, other, rel_tol=_ROUNDING) or (math.isnan(one) and math.isnan(other))
 
 
 def _unlike(one: Beginning, other: Beginning, what: str) -> RunError:

@@ -20,7 +20,7 @@ from greats_jax.experiments.comparison import Ended, compiled_programs_in, run_c
 from greats_jax.experiments.comparison_config import load_comparison
 from greats_jax.experiments.comparison_plan import plan_comparison
 from greats_jax.experiments.curves import curve_of, read_curves
-from greats_jax.experiments.fairness import Beginning, check_alike
+from greats_jax.experiments.fairness import Beginning, batch_of, beginning_of, check_alike
 from greats_jax.experiments.manifest import Manifest, check_grown
 from greats_jax.experiments.outcomes import outcomes
 from greats_jax.training.jsonl import read_json_lines
@@ -152,6 +152,28 @@ def test_what_is_finished_is_not_done_again(made):
     assert before == {path: path.stat().st_mtime_ns for path in made.plan().folder.glob("runs/*/*")}
 
 
+def test_what_a_killed_process_had_not_come_to_is_made_up_for(copied):
+    """The table of a run that had just ended, its weights, and the reason for which it had failed before."""
+    folder = copied.plan().folder
+    for name in ("results.parquet", "results.csv"):
+        (folder / name).unlink()
+    (folder / "runs" / "random_k-1" / "adapter").mkdir()
+    manifest = Manifest.load(folder)
+    manifest._replace(failed={"random_k-1": "disk full"}).write()
+    ended, _ = copied.run()
+    assert ended == Ended(finished=4, failed={}, stopped=False)
+    assert Manifest.load(folder).failed == {}
+    assert pq.read_table(folder / "results.parquet").num_rows == 4 * 3
+    assert not (folder / "runs" / "random_k-1" / "adapter").exists()
+
+
+def test_a_folder_whose_manifest_was_never_whole_is_used(made, tmp_path):
+    (tmp_path / ".comparison.json.new").write_text("{")
+    ended = run_comparison(made.plan(f"output={tmp_path}"), Watching(), lambda: True)
+    assert ended == Ended(finished=0, failed={}, stopped=True)
+    assert Manifest.load(tmp_path).methods == METHODS
+
+
 def test_all_runs_of_a_seed_began_alike(made):
     runs = [RunResult.load(run.folder) for run in made.plan().runs]
     for seed in (0, 1):
@@ -248,7 +270,7 @@ def test_other_candidates_are_an_error_that_names_both_runs(copied):
     folder = copied.plan().folder / "runs" / "random_k-1"
     tampered(folder / "selections.jsonl", lambda record: record["candidates"].reverse())
     with pytest.raises(
-        RunError, match="random_k-1 and max_loss-1 are not comparable: batch 1 of one has the candidate"
+        RunError, match="random_k-1 and max_loss-1 are not comparable: batch 1 of one has other candidates than that of"
     ):
         copied.run()
 
@@ -270,13 +292,42 @@ def test_another_origin_is_an_error(copied, name, what):
         copied.run()
 
 
+def began(name: str, batches: list[str] | None, before: float | None = 1.0) -> Beginning:
+    """How a run began whose candidates have names of one letter."""
+    candidates = None if batches is None else tuple(batch_of(list(batch)) for batch in batches)
+    return Beginning(name, {"initial": "a", "examples": "b"}, {"test_loss": before}, candidates)
+
+
+def test_scores_of_the_first_evaluation_may_turn_by_a_last_bit(copied):
+    path = copied.plan().folder / "runs" / "random_k-0" / "metrics.jsonl"
+    tampered(path, lambda record: record.update(test_accuracy=0.5) if record["event"] == "evaluation" else None)
+    assert copied.run()[0].finished == 4
+
+
 def test_batches_of_another_size_are_not_compared():
-    origin, first = {"initial": "a", "examples": "b"}, {"test_loss": 1.0}
-    one = Beginning("one", origin, first, (("a", "b"), ("c", "d")))
-    check_alike(one, [Beginning("larger", origin, first, (("x", "b", "c"),)), Beginning("target", origin, first, None)])
-    check_alike(one, [Beginning("shorter", origin, first, (("a", "b"),))])
-    with pytest.raises(RunError, match="one and other are not comparable"):
-        check_alike(one, [Beginning("other", origin, first, (("a", "b"), ("c", "e")))])
+    one = began("one", ["ab", "cd"])
+    check_alike(one, [began("larger", ["xbc"]), began("target", None)])
+    check_alike(one, [began("shorter", ["ab"])])
+    with pytest.raises(RunError, match="one and other are not comparable: batch 2 of one has other candidates"):
+        check_alike(one, [began("other", ["ab", "ce"])])
+
+
+@pytest.mark.parametrize("before", [1.0, None, float("nan")])
+def test_first_evaluations_may_differ_in_their_last_bits(before):
+    """Programs that were compiled apart, or on other devices, add up in another order."""
+    other = None if before is None else before * (1 + 1e-6)
+    check_alike(began("one", None, before), [began("other", None, other)])
+    for unlike in (2.0, 1.001):
+        with pytest.raises(RunError, match="test_loss before the first update is"):
+            check_alike(began("one", None, before), [began("other", None, unlike)])
+
+
+def test_what_is_remembered_of_candidates_is_small(made):
+    run = RunResult.load(made.plan().runs[0].folder)
+    long = [{**record, "candidates": ["a long name of an example " * 99] * 6} for record in run.selections]
+    found = beginning_of(dataclasses.replace(run, selections=tuple(long))).candidates
+    assert found is not None
+    assert all(count == 6 and len(digest) <= 16 for count, digest in found)
 
 
 def test_a_run_that_fails_is_noted_and_the_others_go_on(tiny_model, tiny_data, tmp_path, capsys):
