@@ -251,6 +251,14 @@ def test_generate_answers_a_prompt_and_a_file(capsys, finished, tmp_path):
         )
 
 
+def test_an_answer_ends_with_the_turn(finished, monkeypatch):
+    asked = []
+    monkeypatch.setattr("greats_jax.cli.generate.continue_prompts", lambda *_, **kw: asked.append(kw) or [[6]])
+    assert main(["generate", str(finished), "--prompt", "say red"]) == 0
+    # <end>, and <user>, which opens the next turn.
+    assert [one["eos_token_ids"] for one in asked] == [(1, 3)]
+
+
 def test_wrong_prompts(capsys, finished, tmp_path):
     assert "gone.txt" in fails(capsys, ["generate", str(finished), "--file", str(tmp_path / "gone.txt")], 1)
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')

@@ -141,7 +141,7 @@ class HarnessModel(TemplateLM):
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The likeliest continuation of each context, up to a stop.
+        """The likeliest continuation of each context, up to a stop, which may be a special token, or an end of turn.
 
         Raises:
             TaskError: A task wants answers drawn at random, or so long that no room is left for a prompt.
@@ -158,7 +158,7 @@ class HarnessModel(TemplateLM):
                     "max_gen_toks (gen_kwargs)"
                 )
             prompts = [self.tok_encode(_args(requests[number])[0])[-room:] for number in members]
-            texts = written_answers(self.model, self.tokenizer, prompts, stops, length, self.batch_size)
+            texts = written_answers(self.model, self._renderer, prompts, stops, length, self.batch_size)
             for number, text in zip(members, texts, strict=True):
                 answers[number] = text
                 self.cache_hook.add_partial("generate_until", _args(requests[number]), text)

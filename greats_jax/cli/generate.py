@@ -5,12 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from greats_jax.data import Encoder, Rendered, Renderer
 from greats_jax.errors import RunError
 from greats_jax.models.generate import generate as continue_prompts
-from greats_jax.training.config import TrainConfig
 from greats_jax.training.result import RunResult
 from greats_jax.training.setup import load_base, load_trained
 
@@ -23,12 +20,11 @@ def generate(arguments: argparse.Namespace) -> int:
     run = RunResult.load(arguments.folder)
     prompts = [arguments.prompt] if arguments.file is None else read_prompts(Path(arguments.file))
     model, tokenizer = load_base(run.config.model, run.config.seed) if arguments.base else load_trained(run)
-    rows = encode_prompts(prompts, tokenizer, run.config, raw=arguments.raw)
+    renderer = Renderer(tokenizer, run.config.data.template)
+    rows = encode_prompts(prompts, renderer, raw=arguments.raw)
     room = model.config.max_length - max(len(row) for row in rows)
     max_tokens = arguments.max_tokens or max(1, min(_LONGEST, room))
-    stops = set(model.config.eos_token_ids)
-    if isinstance(tokenizer.eos_token_id, int):
-        stops.add(tokenizer.eos_token_id)
+    ends = tuple(sorted({*model.config.eos_token_ids, *renderer.end_tokens()}))
     for start in range(0, len(rows), _ROWS):
         answers = continue_prompts(
             model,
@@ -36,7 +32,7 @@ def generate(arguments: argparse.Namespace) -> int:
             max_new_tokens=max_tokens,
             temperature=arguments.temperature,
             seed=arguments.seed + start,
-            eos_token_ids=tuple(sorted(stops)),
+            eos_token_ids=ends,
         )
         for prompt, answer in zip(prompts[start:], answers, strict=False):
             text = tokenizer.decode(answer, skip_special_tokens=True)
@@ -49,16 +45,13 @@ def generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def encode_prompts(
-    prompts: list[str], tokenizer: PreTrainedTokenizerBase, config: TrainConfig, raw: bool
-) -> list[list[int]]:
+def encode_prompts(prompts: list[str], renderer: Renderer, raw: bool) -> list[list[int]]:
     """Tokens of prompts, each opened for the assistant with the template the run trained with, or as plain text."""
-    renderer = Renderer(tokenizer, config.data.template)
     rendered = [
         Rendered(prompt, (), add_bos=True) if raw else renderer.render_question(prompt, "", "") for prompt in prompts
     ]
     # The model itself refuses what is too long for it; a prompt must not silently lose its end here.
-    encoder = Encoder(tokenizer, max_length=sys.maxsize)
+    encoder = Encoder(renderer.tokenizer, max_length=sys.maxsize)
     return [encoded.input_ids.tolist() for encoded in encoder.encode(rendered)]
 
 

@@ -110,6 +110,33 @@ class Renderer:
             text = f"<|user|>\n{question}\n<|assistant|>\n{opening}"
         return Rendered(text + answer, ((len(text), len(text) + len(answer)),), add_bos=self.template != "chat")
 
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens after which the assistant has said all of its turn: where generation ends.
+
+        Not only the end-of-text token: a chat template may end a turn with another one, which is then the label that
+        the model learns to end with, and whoever opens the next turn has ended this one.
+
+        Returns:
+            The end-of-text token, and the tokens that the template adds after the assistant's words: the one that ends
+            the turn, and the special ones of the next turn.
+        """
+        asked, said = Message("user", "a"), Message("assistant", _PROBE)
+        after = ""
+        for messages in ((asked, said, asked), (asked, said)):
+            try:
+                after = self.render(Conversation(messages)).text.partition(_PROBE)[2]
+            except BadRecord:  # a template may want other turns; what it wrote after these is then not known
+                continue
+            break
+        after = after.lstrip()
+        ends = {
+            number
+            for number, token in self.tokenizer.added_tokens_decoder.items()
+            if token.content.strip() and (after.startswith(token.content) or (token.special and token.content in after))
+        }
+        eos = self.tokenizer.eos_token_id
+        return frozenset({*ends, eos} if isinstance(eos, int) else ends)
+
     def _plain(self, record: PlainText) -> Rendered:
         text = record.text + self.eos if record.text.strip() else ""
         return Rendered(text, ((0, len(text)),) if text else (), add_bos=True)

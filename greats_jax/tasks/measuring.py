@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from greats_jax.data import Template
+from greats_jax.data import Renderer, Template
 from greats_jax.models import Decoder
 from greats_jax.models.bucketing import Check, never
 from greats_jax.models.generate import generate
@@ -116,8 +116,8 @@ def measure(
     written = [i for i, prompt in enumerate(prompts) if not prompt.choices]
     weights = _weighed([prompts[i] for i in judged], model, batch, partial(check, 0))
     texts = written_answers(
-        model, tokenizer, [prompts[i].tokens for i in written], benchmark.stops, benchmark.max_new_tokens, batch,
-        partial(check, len(judged)),
+        model, prompter.renderer, [prompts[i].tokens for i in written], benchmark.stops, benchmark.max_new_tokens,
+        batch, partial(check, len(judged)),
     )  # fmt: skip
     likelihoods: list[tuple[float, ...]] = [()] * len(prompts)
     predictions = [""] * len(prompts)
@@ -154,7 +154,7 @@ def averages(answers: Sequence[Answered]) -> tuple[dict[str, float], dict[str, d
 
 def written_answers(
     model: Decoder,
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
     prompts: Sequence[Sequence[int]],
     stops: Sequence[str],
     max_new_tokens: int,
@@ -165,34 +165,44 @@ def written_answers(
 
     Args:
         model: The model.
-        tokenizer: Its tokenizer.
+        renderer: Renders its conversations, and so knows what ends the assistant's turn.
         prompts: Token ids.
-        stops: Texts at the first of which an answer is cut.
+        stops: Texts at the first of which an answer is cut. They may be or hold special tokens, none of which is left
+            in the answers.
         max_new_tokens: Greatest number of tokens.
         batch: Prompts continued at once.
         check: Called between batches and every few tokens; raises what shall end the work.
     """
-    ends = set(model.config.eos_token_ids)
-    if isinstance(tokenizer.eos_token_id, int):
-        ends.add(tokenizer.eos_token_id)
+    tokenizer = renderer.tokenizer
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
-    def text(tokens: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+    def whole(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=False))
 
     def ended(tokens: Sequence[int]) -> bool:
-        found = text(tokens)
+        found = whole(tokens)
         return any(stop in found for stop in stops)
+
+    def answer(tokens: Sequence[int]) -> str:
+        # A stop may be a special token, such as the one that opens the user's turn: looked for before those are gone.
+        found = whole(tokens)
+        before = cut_at(found, stops)
+        if before == found:
+            return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+        for token in special:
+            before = before.replace(token, "")
+        return before
 
     answers = generate(
         model,
         prompts,
         max_new_tokens=max_new_tokens,
-        eos_token_ids=tuple(sorted(ends)),
+        eos_token_ids=tuple(sorted({*model.config.eos_token_ids, *renderer.end_tokens()})),
         batch=batch,
         ended=ended if stops else None,
         check=check,
     ) if prompts else []  # fmt: skip
-    return [cut_at(text(tokens), stops) for tokens in answers]
+    return [answer(tokens) for tokens in answers]
 
 
 def _weighed(prompts: Sequence[Prompt], model: Decoder, batch: int, check: Check) -> list[tuple[float, ...]]:

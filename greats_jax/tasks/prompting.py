@@ -38,6 +38,9 @@ class Prompter:
         max_length: Longest prompt in tokens, with the choice where one is judged.
         new_tokens: Tokens of a written answer; with its prompt they must not pass the positions of the model.
 
+    Attributes:
+        renderer: What writes questions as text.
+
     Raises:
         TaskError: The new tokens leave no room for a prompt.
     """
@@ -45,7 +48,7 @@ class Prompter:
     def __init__(
         self, model: Decoder, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int, new_tokens: int
     ):
-        self._renderer = Renderer(tokenizer, template)
+        self.renderer = Renderer(tokenizer, template)
         self._encoder = Encoder(tokenizer, max_length=sys.maxsize)
         positions = model.config.max_length
         self._judged = min(max_length, positions)
@@ -90,7 +93,7 @@ class Prompter:
 
     def _rendered(self, question: Question, shots: int, choice: str) -> Rendered:
         try:
-            return self._renderer.render_question(question.user_turn(shots), question.opening, choice)
+            return self.renderer.render_question(question.user_turn(shots), question.opening, choice)
         except BadRecord as error:
             raise TaskError(f"question {question.id}: {error}") from None
 

@@ -1,5 +1,6 @@
 """lm-evaluation-harness on our models: what it finds on the same prompts is what we find."""
 
+import copy
 import csv
 import subprocess
 import sys
@@ -184,10 +185,35 @@ def test_written_answers_are_the_same(harness, model, tokenizer):
     theirs = run(harness, [writing])["samples"]["writing"]
     rendered = Encoder(tokenizer, 1000).encode([Renderer(tokenizer).render(PlainText(prompt)) for prompt in prompts])
     tokens = [one.input_ids[:-1].tolist() for one in rendered]  # without the end that plain text is given
-    plainly = generate(model, tokens, max_new_tokens=24, eos_token_ids=(2, tokenizer.eos_token_id))
+    ends = (2, *sorted(Renderer(tokenizer).end_tokens()))
+    plainly = generate(model, tokens, max_new_tokens=24, eos_token_ids=ends)
     texts = [tokenizer.decode(row, skip_special_tokens=True).partition("th")[0] for row in plainly]
     assert [sample["resps"][0][0] for sample in sorted(theirs, key=lambda sample: sample["doc_id"])] == texts
     assert len(set(texts)) > 2
+
+
+def test_an_answer_may_be_cut_at_a_special_token(model, tokenizer):
+    from lm_eval.api.instance import Instance
+
+    from greats_jax.analysis.lm_eval_adapter import HarnessModel
+
+    texts = [f"the cat {i}" for i in range(8)]
+    prompts = [HarnessModel(model, tokenizer).tok_encode(text) for text in texts]
+    ends = (2, *sorted(Renderer(tokenizer).end_tokens()))
+    written = generate(model, prompts, max_new_tokens=48, eos_token_ids=ends)
+    # One of its tokens that occurs once, and whose name is the text that it stands for, becomes a special one.
+    text, free, name, place = next(
+        (text, free, name, place)
+        for text, free in zip(texts, written, strict=True)
+        for place, name in enumerate(tokenizer.convert_ids_to_tokens(free))
+        if place and name.isalpha() and name == tokenizer.decode(free[place]) not in tokenizer.decode(free[:place])
+    )
+    special = copy.deepcopy(tokenizer)
+    special.add_special_tokens({"additional_special_tokens": [name]})
+    settings = {"until": [name], "max_gen_toks": 48}
+    found = HarnessModel(model, special).generate_until([Instance("generate_until", {}, (text, settings), 0)])
+    assert found == [tokenizer.decode(free[:place])] != [""]
+    assert special.decode(free[place], skip_special_tokens=True) == ""
 
 
 @pytest.mark.slow

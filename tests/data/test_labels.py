@@ -1,5 +1,7 @@
 """Labels are exactly the assistant's words and end token, for every kind of tokenizer and template."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -215,3 +217,30 @@ def test_only_the_answer_of_a_question_is_a_label(tokenizer, template):
     if template == "tulu":
         end = "<|user|>\nWhat?\n<|assistant|>\nThe answer is: B"
     assert tokenizer.decode(encoded.input_ids).endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        ("chatml", {"<|im_end|>", "<|im_start|>"}),
+        ("inst", {"</s>"}),  # its [INST] is no token of its own
+        ("headings", {"</s>"}),
+        ("last_turn_only", {"<|im_end|>", "</s>"}),
+        ("none", {"</s>"}),
+    ],
+)
+def test_tokens_that_end_the_assistants_turn(make_tokenizer, template, ends):
+    tokenizer = make_tokenizer("trimmed", template)
+    assert Renderer(tokenizer).end_tokens() == set(tokenizer.convert_tokens_to_ids(sorted(ends)))
+
+
+def test_a_turn_may_end_with_another_token_than_a_text(make_tokenizer):
+    tokenizer = copy.deepcopy(make_tokenizer("trimmed", "chatml"))
+    tokenizer.eos_token = "</s>"
+    assert set(tokenizer.convert_ids_to_tokens(Renderer(tokenizer).end_tokens())) == {
+        "</s>", "<|im_end|>", "<|im_start|>",
+    }  # fmt: skip
+    # The end of a label need not be special; what is not special and stands in the next turn ends nothing.
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}\n{{ m.content }}\n<stop>\n{% endfor %}"
+    tokenizer.add_tokens(["<stop>", "user", "\n\n"])
+    assert set(tokenizer.convert_ids_to_tokens(Renderer(tokenizer).end_tokens())) == {"</s>", "<stop>"}

@@ -5,10 +5,16 @@ import math
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
+from greats_jax.data import Renderer
 from greats_jax.errors import TaskError
 from greats_jax.models import Decoder, combine, from_pretrained, load_tokenizer, partition
-from greats_jax.tasks.measuring import Answered, MeasuringStopped, averages, measure
+from greats_jax.models.generate import generate
+from greats_jax.tasks.measuring import Answered, MeasuringStopped, averages, measure, written_answers
 from greats_jax.tasks.prompting import Prompter
 from greats_jax.tasks.questions import Benchmark, Likelihood, Question
 
@@ -73,6 +79,43 @@ def test_written_answers_are_cut_at_the_first_stop(model, tokenizer):
         assert answer.prediction.split() == (one[: one.index(stop)] if stop in one else one)
     assert list(cut.scores) == ["f1", "exact_match"]
     assert all(not answer.likelihoods for answer in cut.answers)
+
+
+@pytest.fixture(scope="module")
+def free(model) -> list[int]:
+    """What the model writes after three tokens where nothing ends it; the fourth token is not among those before."""
+    (tokens,) = generate(model, [[3, 15, 6]], max_new_tokens=12, eos_token_ids=(), batch=1)
+    assert tokens[3] not in tokens[:3]
+    return tokens
+
+
+def renamed(fourth: str, free: list[int], template: str) -> Renderer:
+    """Of a tokenizer in which the fourth token that the model writes is a special one that is no end of a text."""
+    names = {number: f"w{number}" for number in range(18)} | {free[3]: fourth, 18: "<eos>"}
+    backend = Tokenizer(WordLevel({name: number for number, name in names.items()}, unk_token="w2"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    backend.add_special_tokens([fourth, "<eos>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    tokenizer.chat_template = template
+    return Renderer(tokenizer)
+
+
+def test_a_written_answer_ends_where_the_template_ends_the_turn(model, free):
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }} <|im_end|> {% endfor %}"
+    renderer = renamed("<|im_end|>", free, template)
+    expected = " ".join(f"w{token}" for token in free[:3])
+    assert written_answers(model, renderer, [[3, 15, 6]], (), 12, 1) == [expected]
+
+
+def test_a_stop_may_be_a_special_token(model, free):
+    renderer = renamed("<|user|>", free, "{% for m in messages %}{{ m.role }} {{ m.content }} <eos> {% endfor %}")
+    words = [f"w{token}" for token in free]
+    (whole,) = written_answers(model, renderer, [[3, 15, 6]], ("never",), 12, 1)
+    assert whole.split() == [word for word in words if word != f"w{free[3]}"]
+    (cut,) = written_answers(model, renderer, [[3, 15, 6]], ("never", "<|user|>"), 12, 1)
+    assert cut.split() == words[:3]
+    (later,) = written_answers(model, renderer, [[3, 15, 6]], (words[4],), 12, 1)
+    assert later.split() == words[: words.index(words[4])][:3], "the special token before the stop is left in"
 
 
 def test_written_and_chosen_answers_in_one_benchmark(model, tokenizer):
