@@ -31,14 +31,14 @@ def final_number(text: str) -> Decimal | None:
     """The number that a calculation ends with.
 
     Args:
-        text: The calculation. What follows the last `####` is looked at if that holds a number, else everything.
+        text: The calculation, perhaps with the next question and more after it.
 
     Returns:
-        The last number there, without thousands separators and dollar signs; None where there is none.
+        The number that follows the first `####` with one on its line, else the last of all; without thousands
+        separators and dollar signs. None where there is no number.
     """
-    tail = text.rpartition("####")[2]
-    found = _NUMBER.findall(tail)[:1] if "####" in text else []
-    found = found or _NUMBER.findall(text)[-1:]
+    marked = [_NUMBER.search(rest.partition("\n")[0]) for rest in text.split("####")[1:]]
+    found = [match.group() for match in marked if match] or _NUMBER.findall(text)[-1:]
     return _decimal(found[0]) if found else None
 
 
