@@ -84,7 +84,7 @@ def run_comparison(plan: Plan, watcher: Watcher, should_stop: Callable[[], bool]
             lacking = {run.name for run in plan.runs if standing(run.folder) is not Standing.FINISHED}
             manifest = manifest._replace(failed={name: why for name, why in old.failed.items() if name in lacking})
         manifest.write()
-        with compiled_programs_in(folder / COMPILATIONS):
+        with compiled_programs_in(folder / COMPILATIONS, plan.compilation_cache):
             return _run_all(plan, manifest, watcher, should_stop)
 
 
@@ -162,16 +162,20 @@ def _claim(folder: Path) -> None:
 
 
 @contextmanager
-def compiled_programs_in(folder: Path) -> Iterator[None]:
+def compiled_programs_in(folder: Path, named: str | None = None) -> Iterator[None]:
     """Keep compiled programs in a folder while the context lasts, unless the user keeps them somewhere already.
 
     Runs that differ in their seeds compile the same programs; so does a comparison that is gone on with.
+
+    Args:
+        folder: Where they go that the user gave no place.
+        named: The place that the configuration gives them; it goes before that of the environment.
     """
-    if getattr(jax.config, "jax_compilation_cache_dir", None):
+    if named is None and getattr(jax.config, "jax_compilation_cache_dir", None):
         yield
         return
     settings = {
-        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_dir": named or str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }

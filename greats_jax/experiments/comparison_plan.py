@@ -57,6 +57,7 @@ class Plan(NamedTuple):
         settings: Values of the changing setting, in the order of tables.
         methods: Methods, in the order of tables.
         asked: Those of them that the comparison is about; the others are controls.
+        compilation_cache: Where compiled programs are kept; None for the comparison's folder.
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class Plan(NamedTuple):
     settings: tuple[str, ...]
     methods: tuple[str, ...]
     asked: tuple[str, ...]
+    compilation_cache: str | None
 
 
 def plan_comparison(config: ComparisonConfig) -> Plan:
@@ -86,6 +88,9 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
                 output = str(config.output / RUNS / name)
                 own = dataclasses.replace(checked[value.name, method.name], seed=seed, output=output)
                 runs.append(PlannedRun(name, value.name, method.name, seed, own))
+    first, *others = {own.compilation_cache: None for own in checked.values()}
+    if others:
+        raise ConfigError(f"compilation_cache in {config.file}: the runs of a comparison share one; put it into set")
     return Plan(
         folder=config.output,
         runs=tuple(runs),
@@ -94,6 +99,7 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
         settings=tuple(value.name for value in config.vary),
         methods=tuple(method.name for method in methods),
         asked=tuple(m.name for m in config.methods if m.name not in CONTROLS) or tuple(m.name for m in config.methods),
+        compilation_cache=first,
     )
 
 

@@ -369,6 +369,13 @@ def test_a_mistake_in_the_file_is_one_line_and_exit_code_2(made, capsys):
     assert "Traceback" not in told
 
 
+def test_programs_are_kept_where_the_configuration_says(made, tmp_path):
+    plan = made.plan(f"output={tmp_path / 'out'}", f"set.compilation_cache={tmp_path / 'kept'}")
+    asked = []
+    run_comparison(plan, Watching(), lambda: bool(asked.append(kept_in()) or True))
+    assert asked == [str(tmp_path / "kept")]
+
+
 def kept_in() -> str | None:
     return jax.config.values["jax_compilation_cache_dir"]
 
@@ -383,6 +390,10 @@ def test_compiled_programs_are_kept_in_the_folder_unless_the_user_keeps_them(tmp
             jax.jit(lambda x: x * 3 + 1)(jax.numpy.ones(7)).block_until_ready()
         assert list((tmp_path / "kept").iterdir())
         assert kept_in() is None
+        with compiled_programs_in(tmp_path / "unused", str(tmp_path / "named")):
+            jax.jit(lambda x: x * 5 + 1)(jax.numpy.ones(7)).block_until_ready()
+        assert list((tmp_path / "named").iterdir())
+        assert not (tmp_path / "unused").exists()
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
         compilation_cache.reset_cache()

@@ -136,6 +136,10 @@ def test_training_keys_may_stand_in_the_file_itself(write, tmp_path):
         ({"set": {"seed": 1}}, "seed in .* cannot be set in a comparison: seeds says which"),
         ({"set": {"epochs": 1}}, "the runs of greats: evaluate_every is null, but equal times are read off curves"),
         ({"set": {"distributed.detect": True}}, "distributed.detect in .* cannot be set in a comparison"),
+        (
+            {"vary": {"key": "compilation_cache", "values": ["a", "b"]}},
+            "compilation_cache in .*: the runs of a comparison share one; put it into set",
+        ),
         ({"vary": {"key": "batch"}}, "vary: .* is not {key: KEY, values"),
         ({"vary": {"values": [4]}}, "vary.values.0: 4 in .* is the value of no key; give vary.key"),
         ({"vary": {"key": "batch", "values": []}}, "vary.values in .* is empty"),
