@@ -228,6 +228,6 @@ def _taken(question: Question, prompt: Prompt, likelihoods: Sequence[float], kin
             sizes = [1] * len(likelihoods)
         case "per_token":
             sizes = [len(tokens) for _, tokens in prompt.choices]
-        case "per_byte":
+        case "per_character":
             sizes = [max(1, len(choice.removeprefix(" "))) for choice in question.choices]
     return question.choices[int(np.argmax(np.divide(likelihoods, sizes)))]

@@ -82,7 +82,7 @@ def load_mmlu(config: TaskConfig) -> Material:
         tuple(in_turn(asked, config.n_test)),
         "choice",
         max_new_tokens=0,
-        likelihood="per_byte" if config.scoring == "cloze" else "sum",
+        likelihood="per_character" if config.scoring == "cloze" else "sum",
     )
     return Material(
         named("mmlu", subjects, every, "subjects"),

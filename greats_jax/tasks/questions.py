@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-Likelihood = Literal["sum", "per_token", "per_byte"]
+Likelihood = Literal["sum", "per_token", "per_character"]
 
 
 class Question(NamedTuple):

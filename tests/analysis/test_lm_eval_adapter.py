@@ -161,7 +161,7 @@ def test_cloze_choices_normalised_by_length_are_the_same(harness, model, tokeniz
         Question(str(i), "", f"what is {i}?", "It is", (" the cat",), tuple(f" {choice}" for choice in choices))
         for i in range(7)
     )
-    ours = measure(Benchmark("cloze", asked, "choice", 0, likelihood="per_byte"), model, tokenizer)
+    ours = measure(Benchmark("cloze", asked, "choice", 0, likelihood="per_character"), model, tokenizer)
     docs = [{"question": one.prompt, "choices": list(choices), "label": 0} for one in asked]
     cloze = task(
         "cloze", docs, output_type="multiple_choice", doc_to_text="{{question}}", doc_to_target="label",

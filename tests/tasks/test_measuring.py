@@ -14,8 +14,8 @@ from greats_jax.data import Renderer
 from greats_jax.errors import TaskError
 from greats_jax.models import Decoder, combine, from_pretrained, load_tokenizer, partition
 from greats_jax.models.generate import generate
-from greats_jax.tasks.measuring import Answered, MeasuringStopped, averages, measure, written_answers
-from greats_jax.tasks.prompting import Prompter
+from greats_jax.tasks.measuring import Answered, MeasuringStopped, _taken, averages, measure, written_answers
+from greats_jax.tasks.prompting import Prompt, Prompter
 from greats_jax.tasks.questions import Benchmark, Likelihood, Question
 
 CHOICES = (" red", " blue", " green one")
@@ -62,10 +62,18 @@ def test_choices_are_weighed_after_the_rendered_prompt(model, tokenizer):
     assert (found.questions, found.dropped_shots, found.shortened) == (3, 0, 0)
 
 
-@pytest.mark.parametrize(("kind", "sizes"), [("sum", [1, 1, 1]), ("per_token", [1, 1, 2]), ("per_byte", [3, 4, 9])])
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [("sum", [1, 1, 1]), ("per_token", [1, 1, 2]), ("per_character", [3, 4, 9])]
+)
 def test_what_is_compared(kind: Likelihood, sizes, model, tokenizer):
     found = measure(letters(*map(question, range(3)), likelihood=kind), model, tokenizer).answers[0]
     assert found.prediction == CHOICES[int(np.argmax(np.divide(found.likelihoods, sizes)))]
+
+
+def test_the_length_of_a_choice_is_counted_in_characters():
+    asked = question(0, choices=(" ééé", " aaaa"))  # six bytes and four
+    prompt = Prompt([], (([1], [2]), ([1], [2])), 0, False)
+    assert _taken(asked, prompt, (-3.0, -3.2), "per_character") == " aaaa"
 
 
 def test_written_answers_are_cut_at_the_first_stop(model, tokenizer):

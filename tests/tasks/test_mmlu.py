@@ -184,7 +184,7 @@ def test_cloze(folder, tokenizer, pool):
     )
     assert question.choices == (" 1", " 2", " 3", " 4")
     assert question.answers == (" 2",)
-    assert asked(task).likelihood == "per_byte"
+    assert asked(task).likelihood == "per_character"
 
 
 def test_several_subjects(folder, tokenizer, pool):
