@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from greats_jax.experiments.curves import Curve
-from greats_jax.experiments.outcomes import TARGET_ONLY
 from greats_jax.experiments.report.bands import Band, band
 from greats_jax.experiments.report.document import Chart, Key, Table
 from greats_jax.experiments.report.members import Member
@@ -40,6 +39,7 @@ def curve_chart(
     styles: Mapping[str, int],
     asked: Sequence[str] = (),
     suffix: str = "",
+    setting: str = "",
 ) -> Chart | None:
     """One metric against updates, seconds or candidates, a line for each method.
 
@@ -50,16 +50,17 @@ def curve_chart(
         styles: Style of each method.
         asked: Methods to point out.
         suffix: Added to the chart's name.
+        setting: What the picture is about, where there are several.
 
     Returns:
         The chart; None where nothing was measured twice.
     """
     found: dict[str, Band] = {}
     for method in dict.fromkeys(curve.method for curve in curves):
-        # What target_only draws are the validation examples, again and again: no candidates.
-        if axis == "candidates" and method == TARGET_ONLY:
+        own = [curve for curve in curves if curve.method == method]
+        if axis == "candidates" and not any(curve.draws for curve in own):
             continue
-        one = band([curve for curve in curves if curve.method == method], metric, axis)
+        one = band(own, metric, axis)
         if one is not None:
             found[method] = one
     if not found:
@@ -86,7 +87,8 @@ def curve_chart(
     says = f"{title_of(metric)} {_AGAINST[axis]}. At the end: " + listed([f"{m} {number(v)}" for m, v in ends]) + "."
     name = re.sub(r"[^\w-]+", "-", f"{metric}-{axis}{suffix}")
     title = f"{title_of(metric)} {_AGAINST[axis]}"
-    return Chart(name, title, says, draw, _table(found, metric, axis), tuple(Key(m, styles[m]) for m in found))
+    keys = tuple(Key(m, styles[m]) for m in found)
+    return Chart(name, title, says, draw, _table(found, metric, axis), keys, of=setting)
 
 
 def perplexity_chart(member: Member) -> Chart | None:

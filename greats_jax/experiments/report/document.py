@@ -47,6 +47,7 @@ class Chart(NamedTuple):
         table: The numbers.
         keys: Its legend.
         height: Height by width.
+        of: What it is about, where the page says that in a heading above it: the setting.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Chart(NamedTuple):
     table: Table
     keys: tuple[Key, ...] = ()
     height: float = 0.68
+    of: str = ""
 
 
 class Charts(NamedTuple):

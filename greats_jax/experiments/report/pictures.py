@@ -142,7 +142,8 @@ def _draw(chart: Chart, target: Any, how: dict[str, Any], with_legend: bool) -> 
         axes = figure.subplots()
         chart.draw(axes)
         if with_legend:
-            axes.set_title(fill(chart.title, _LONGEST), loc="left")
+            title = "\n".join(fill(line, _LONGEST) for line in (chart.title, chart.of) if line)
+            axes.set_title(title, loc="left")
             handles = [
                 Patch(label=_cut(key.name), **bar_style(key.style))
                 if key.bar
@@ -199,9 +200,10 @@ def _for_page(text: str, chart: Chart) -> str:
     text = re.sub(r">\s+<", "><", text)
     opening = text[: text.index(">")]
     view = re.search(r'viewBox="([^"]+)"', opening)
+    title = ", ".join(filter(None, (chart.title, chart.of)))
     head = (
         f'<svg viewBox="{view[1] if view else ""}" role="img" aria-labelledby="{chart.name}-t {chart.name}-d">'
-        f'<title id="{chart.name}-t">{escape(chart.title)}</title><desc id="{chart.name}-d">{escape(chart.says)}</desc>'
+        f'<title id="{chart.name}-t">{escape(title)}</title><desc id="{chart.name}-d">{escape(chart.says)}</desc>'
     )
     return head + text[text.index(">") + 1 :].strip()
 
