@@ -2,12 +2,11 @@
 
 from greats_jax.tasks.config import TaskConfig
 from greats_jax.tasks.measuring import Answered, Measured, measure
-from greats_jax.tasks.metrics import HEADLINE, METRICS
+from greats_jax.tasks.metrics import METRICS
 from greats_jax.tasks.questions import Benchmark, Question, cut_at
 from greats_jax.tasks.target import TargetTask, load_task
 
 __all__ = [
-    "HEADLINE",
     "METRICS",
     "Answered",
     "Benchmark",

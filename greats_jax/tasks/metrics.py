@@ -125,19 +125,6 @@ METRICS: Mapping[str, Metric] = types.MappingProxyType(
 )
 """Every metric by name."""
 
-HEADLINE: Mapping[str, str] = types.MappingProxyType(
-    {
-        "choice": "accuracy",
-        "exact": "exact_match",
-        "contains": "contains",
-        "f1": "f1",
-        "rouge": "rouge1",
-        "number": "exact_match",
-        "bbh": "exact_match",
-    }
-)
-"""The score that sums each metric up."""
-
 
 def check_metric(name: str) -> None:
     """Checks that a metric exists and that what it needs is installed, so that a run does not fail at its end.

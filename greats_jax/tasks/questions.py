@@ -71,13 +71,6 @@ class Benchmark(NamedTuple):
     stops: tuple[str, ...] = ()
     likelihood: Likelihood = "sum"
 
-    def by_group(self) -> dict[str, list[Question]]:
-        """The questions of each group, groups in the order in which they first occur."""
-        groups: dict[str, list[Question]] = {}
-        for question in self.questions:
-            groups.setdefault(question.group, []).append(question)
-        return groups
-
 
 def cut_at(text: str, stops: Sequence[str]) -> str:
     """The part of a text before whichever of `stops` occurs first in it; the whole text where none does."""

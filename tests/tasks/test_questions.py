@@ -4,7 +4,7 @@ import pytest
 
 from greats_jax.data import Encoder, Renderer
 from greats_jax.errors import TaskError
-from greats_jax.tasks import Benchmark, Question, cut_at
+from greats_jax.tasks import Question, cut_at
 from greats_jax.tasks.encoding import encode_questions
 from greats_jax.tasks.material import choose, first_shots, in_turn, named
 
@@ -18,16 +18,6 @@ def test_user_turn():
     assert QUESTION.user_turn(5) == QUESTION.user_turn(2) == QUESTION.user_turn()
     assert QUESTION.user_turn(1) == "Count.\n\nQ: b\nA: 2\n\nQ: c"  # the first go first
     assert QUESTION.user_turn(0) == "Count.\n\nQ: c"
-
-
-def test_groups_in_the_order_in_which_they_occur():
-    questions = tuple(Question(str(n), group, "", "", ("",)) for n, group in enumerate("baba"))
-    groups = Benchmark("x", questions, "exact", 1).by_group()
-    assert {group: [question.id for question in those] for group, those in groups.items()} == {
-        "b": ["0", "2"],
-        "a": ["1", "3"],
-    }
-    assert list(groups) == ["b", "a"]
 
 
 @pytest.mark.parametrize(
