@@ -185,8 +185,9 @@ def _load_holdout(
         )
     left = pool.without({example.id for example in held}, "held_out")
     name = f"holdout-{config.source}" if config.source else "holdout"
-    split = config.n_validation
-    return TargetTask(name, tuple(held[:split]), tuple(held[split:]), left, {"pool_held_out": len(held)})
+    # The test comes first: to ask for more validation examples must not change what is measured.
+    split = len(held) - config.n_validation
+    return TargetTask(name, tuple(held[split:]), tuple(held[:split]), left, {"pool_held_out": len(held)})
 
 
 def _check_left(

@@ -114,6 +114,21 @@ def test_holdout_leaves_the_pool(make_pool, load, tokenizer):
     assert len(load(pool, name="holdout", fraction=0.25, n_validation=4).test) == 16
 
 
+def test_the_test_of_a_holdout_is_the_same_for_any_number_of_validation_examples(make_pool, load):
+    pool = make_pool(one=[row(number) for number in range(80)])
+
+    def drawn(n_validation: int, fraction: float = 0.5) -> tuple[list[str], list[str]]:
+        task = load(pool, name="holdout", fraction=fraction, n_validation=n_validation, n_test=6)
+        return [example.id for example in task.validation], [example.id for example in task.test]
+
+    (few, test), (many, same) = drawn(2), drawn(9)
+    assert test == same
+    assert few == many[:2]
+    assert not set(many) & set(same)
+    # Where the fraction leaves fewer than n_test, what is left of the same ones.
+    assert drawn(4, fraction=0.1)[1] == test[:4]
+
+
 def test_holdout_of_one_source(make_pool, load):
     pool = make_pool(one=[row(number) for number in range(40)], two=[row(f"two {number}") for number in range(40)])
     task = load(pool, name="holdout", source="two", fraction=0.5)
