@@ -75,6 +75,9 @@ def test_the_pool_is_not_read_where_the_task_is_no_part_of_it(capsys, folder):
         ("task.nme=mmlu", "task.nme", 2),
         ("task.name=mmlu", "needs task.subject", 2),
         ("task.n_test=0 task.name=examples", "needs task.path", 2),
+        ("model.source=other", "model.source changes nothing about a run that has ended: greats evaluate takes", 2),
+        ("task.n_test=3 seed=5", "seed changes nothing", 2),
+        ("sead=5", "sead", 2),
     ],
 )
 def test_mistakes_are_one_line(setting, message, code, capsys, folder):

@@ -8,6 +8,7 @@ from typing import Any
 
 from greats_jax.cli.progress import Progress
 from greats_jax.cli.tables import aligned
+from greats_jax.errors import ConfigError
 from greats_jax.models import combine, partition
 from greats_jax.tasks.measuring import OVER_QUESTIONS, Measured
 from greats_jax.training.config import TrainConfig
@@ -25,6 +26,9 @@ from greats_jax.training.losses import language_model_loss
 from greats_jax.training.result import RunResult
 from greats_jax.training.run_folder import CONFIG, write_whole
 from greats_jax.training.setup import check_tokens, load_base, load_measured_data, load_trained
+
+_MEASURED = ("data", "task", "more_tasks", "evaluate_batch")
+"""Settings that say what is measured. The others belong to the run, whose weights are there."""
 
 
 def evaluate(
@@ -73,7 +77,7 @@ def measured_config(run: RunResult, overrides: Sequence[str], n_test: int | None
     another.
 
     Raises:
-        ConfigError: A setting is wrong.
+        ConfigError: A setting is wrong, or says how to train.
         TaskError: A task lacks what it needs.
     """
     settings = [split_override(text) for text in overrides]
@@ -83,7 +87,14 @@ def measured_config(run: RunResult, overrides: Sequence[str], n_test: int | None
     tree = plain(run.config)
     if ("task",) in keys or ("task", "name") in keys:
         tree = {key: value for key, value in tree.items() if key not in ("task", "more_tasks")}
-    return from_tree(tree, settings, Origin(str(run.folder / CONFIG), tuple(keys), TrainConfig))
+    config = from_tree(tree, settings, Origin(str(run.folder / CONFIG), tuple(keys), TrainConfig))
+    without = next((key for key in keys if key[0] not in _MEASURED), None)
+    if without is not None:
+        raise ConfigError(
+            f"{'.'.join(without)} changes nothing about a run that has ended: greats evaluate takes settings of "
+            f"{', '.join(_MEASURED)}"
+        )
+    return config
 
 
 def score_table(name: str, measured: Measured) -> str:
