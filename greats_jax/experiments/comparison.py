@@ -89,7 +89,7 @@ def run_comparison(plan: Plan, watcher: Watcher, should_stop: Callable[[], bool]
 
 
 def _run_all(plan: Plan, manifest: Manifest, watcher: Watcher, should_stop: Callable[[], bool]) -> Ended:
-    begun: dict[tuple[str, int], list[Beginning]] = {}
+    begun: dict[str, list[Beginning]] = {}
     shelf = Shelf()
     curves: dict[str, Curve] = {}  # of the runs that have finished
     for run in plan.runs:
@@ -141,9 +141,9 @@ def _write_table(plan: Plan, curves: dict[str, Curve]) -> None:
     write_table([curves[run.name] for run in plan.runs if run.name in curves], plan.folder)
 
 
-def _note(begun: dict[tuple[str, int], list[Beginning]], run: PlannedRun, result: RunResult) -> None:
-    """Compare how a run began with the others of its setting and seed, and remember it for those to come."""
-    others = begun.setdefault((run.setting, run.seed), [])
+def _note(begun: dict[str, list[Beginning]], run: PlannedRun, result: RunResult) -> None:
+    """Compare how a run began with the others of its setting, and remember it for those to come."""
+    others = begun.setdefault(run.setting, [])
     one = beginning_of(result)
     check_alike(one, others)
     others.append(one)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from greats_jax.errors import RunError
 from greats_jax.experiments.wording import is_loss
+from greats_jax.training.config import TrainConfig
+from greats_jax.training.resolving import needed
 from greats_jax.training.result import RunResult
 from greats_jax.training.step import TARGET_ONLY
 
@@ -14,7 +16,7 @@ _ROUNDING = 1e-4  # relative: the same weights and examples, in programs compile
 
 
 class Beginning(NamedTuple):
-    """What must be the same in all runs of one setting and seed.
+    """What must be the same in all runs of one setting and seed, and some of it in those of other seeds.
 
     Attributes:
         name: The run, for messages.
@@ -22,12 +24,20 @@ class Beginning(NamedTuple):
         first: Losses of the first evaluation, before the first update.
         candidates: How many are in each batch of candidates, and a hash of their ids in order; None where the method
             draws none.
+        seed: The run's seed.
+        pool: Short hash of all examples that were read, before tasks took theirs; None where an older version did not
+            write it down.
+        base: Short hash of the pretrained weights; None where the seed draws weights, and where a rule has weights of
+            its own beside them.
     """
 
     name: str
     origin: dict[str, Any]
     first: dict[str, Any]
     candidates: tuple[tuple[int, bytes], ...] | None
+    seed: int = 0
+    pool: str | None = None
+    base: str | None = None
 
 
 def beginning_of(run: RunResult) -> Beginning:
@@ -40,7 +50,16 @@ def beginning_of(run: RunResult) -> Beginning:
         origin={name: origin.get(name) for name in ("initial", "examples")},
         first={name: value for name, value in first.items() if is_loss(name)},
         candidates=None if run.config.method == TARGET_ONLY else drawn,
+        seed=run.config.seed,
+        pool=origin.get("pool"),
+        base=_base(run.config, origin),
     )
+
+
+def _base(config: TrainConfig, origin: dict[str, Any]) -> str | None:
+    if config.model.weights == "random" or "reference_losses" in needed(config):
+        return None
+    return origin.get("initial" if config.lora is None else "base")
 
 
 def batch_of(ids: Sequence[str]) -> tuple[int, bytes]:
@@ -52,14 +71,20 @@ def batch_of(ids: Sequence[str]) -> tuple[int, bytes]:
 
 
 def check_alike(one: Beginning, others: Sequence[Beginning]) -> None:
-    """Make sure that a run began like others of its setting and seed.
+    """Make sure that a run began like others of its setting.
 
-    Candidates are compared as far as both runs went, and where both draw equally many at once.
+    Runs of other seeds must have read the same pool and the same pretrained weights. Those of the same seed must have
+    all in common: candidates are compared as far as both runs went, and where both draw equally many at once.
 
     Raises:
         RunError: It did not; the message names the two runs and what differs.
     """
     for other in others:
+        for mine, its, what in ((one.pool, other.pool, "pools"), (one.base, other.base, "pretrained weights")):
+            if mine is not None and its is not None and mine != its:
+                raise _unlike(one, other, f"the {what} they read differ")
+        if one.seed != other.seed:
+            continue
         for name, what in (("initial", "weights"), ("examples", "examples")):
             if one.origin[name] != other.origin[name]:
                 raise _unlike(one, other, f"the {what} they began with differ")

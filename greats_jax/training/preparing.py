@@ -15,6 +15,7 @@ from greats_jax.selection import get, in_groups
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.events import Started
 from greats_jax.training.example_facts import load_facts
+from greats_jax.training.fingerprints import fingerprint_of_examples
 from greats_jax.training.inputs import ExampleFacts
 from greats_jax.training.mesh import make_mesh, place_decoder, row_parts
 from greats_jax.training.optimizers import build_optimizer, build_schedule
@@ -40,6 +41,7 @@ class Prepared(NamedTuple):
     facts: ExampleFacts
     optimizer: optax.GradientTransformation
     selecting: Selecting
+    pool: str  # fingerprint of all that was read, before the tasks took their examples from it
 
     def started(self, config: TrainConfig, folder: Path, done: int) -> Started:
         """The event that opens a run, after so many updates of the one it goes on with."""
@@ -66,6 +68,34 @@ class Prepared(NamedTuple):
         )
 
 
+class ReadData(NamedTuple):
+    """What a run reads beside its model."""
+
+    tokenizer: Any
+    data: TaskData
+    pool: str
+
+
+def read_data(config: TrainConfig, shelf: Shelf) -> ReadData:
+    """Tokenizer, pool and tasks of a run.
+
+    Args:
+        config: The resolved configuration.
+        shelf: Holds what was read before, and keeps this.
+
+    Raises:
+        GreatsError: A file cannot be used, or the pool cannot fill a batch.
+    """
+    text = config.model.tokenizer or config.model.source
+    tokenizer = shelf.take("tokenizer", text, lambda: tokenizer_of(config.model))
+    read = (text, config.data)
+    pool = shelf.take("pool", read, lambda: build_pool(config.data, tokenizer))
+    wanted = (*read, config.task, config.more_tasks, config.seed)
+    data = shelf.take("data", wanted, lambda: load_tasks(config, tokenizer, pool))
+    CandidateSampler(data.pool, config.batch, config.seed)  # refuses a pool that cannot fill a batch
+    return ReadData(tokenizer, data, shelf.take("pool_hash", read, lambda: fingerprint_of_examples(pool.examples)))
+
+
 def prepare(config: TrainConfig, shelf: Shelf) -> Prepared:
     """Model and data, and the cheap checks that need them.
 
@@ -78,14 +108,8 @@ def prepare(config: TrainConfig, shelf: Shelf) -> Prepared:
     """
     mesh = make_mesh(config.mesh)
     check_rows(config, row_parts(mesh))
-    text = config.model.tokenizer or config.model.source
-    tokenizer = shelf.take("tokenizer", text, lambda: tokenizer_of(config.model))
     # Data first: a mistake there should not cost the time to load a large model.
-    read = (text, config.data)
-    pool = shelf.take("pool", read, lambda: build_pool(config.data, tokenizer))
-    wanted = (*read, config.task, config.more_tasks, config.seed)
-    data = shelf.take("data", wanted, lambda: load_tasks(config, tokenizer, pool))
-    CandidateSampler(data.pool, config.batch, config.seed)  # refuses a pool that cannot fill a batch
+    tokenizer, data, pool = read_data(config, shelf)
     model = load_initial(config, mesh, shelf)
     check_tokens(data, model.config.max_length, model.config.vocab_size)
     upper = config.scoring.upper_layers
@@ -98,7 +122,7 @@ def prepare(config: TrainConfig, shelf: Shelf) -> Prepared:
     schedule = build_schedule(config.optimizer, total_steps(config, len(data.pool)))
     optimizer = build_optimizer(config.optimizer, schedule, config.accumulate)
     selecting = prepare_selecting(config, parts, tokenizer, schedule, mesh)
-    return Prepared(mesh, parts, tokenizer, data, facts, optimizer, selecting)
+    return Prepared(mesh, parts, tokenizer, data, facts, optimizer, selecting, pool)
 
 
 def initial_state(config: TrainConfig, run: Prepared) -> tuple[TrainState, Placement]:

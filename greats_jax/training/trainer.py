@@ -111,6 +111,7 @@ class Trainer:
         run = prepare(self.config, shelf)
         groups = groups_of(self.config, row_parts(run.mesh))
         origin = origin_of(self.config, run.data, run.facts, run.model.params, run.selecting.frozen, groups)
+        origin["pool"] = run.pool  # before tasks took from it, so that runs of other seeds can be compared
         with ExitStack() as at_end:
             checkpoints = at_end.enter_context(closing(Checkpoints(folder / CHECKPOINTS, self.config.checkpoint)))
             notices: list[str] = []

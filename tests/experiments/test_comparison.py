@@ -292,6 +292,46 @@ def test_another_origin_is_an_error(copied, name, what):
         copied.run()
 
 
+def test_another_pool_of_another_seed_is_an_error(copied):
+    """Data that changed while the comparison was stopped between two seeds."""
+    for name in "max_loss-1", "random_k-1":
+        path = copied.plan().folder / "runs" / name / "summary.json"
+        summary = json.loads(path.read_text())
+        assert len(summary["origin"]["pool"]) == 16
+        summary["origin"]["pool"] = "0" * 16
+        path.write_text(json.dumps(summary))
+    with pytest.raises(RunError, match="max_loss-1 and max_loss-0 are not comparable: the pools they read differ"):
+        copied.run()
+
+
+def test_another_base_of_another_seed_is_an_error(copied):
+    for name in "max_loss-1", "random_k-1":
+        path = copied.plan().folder / "runs" / name / "summary.json"
+        summary = json.loads(path.read_text())
+        summary["origin"]["base"] = "0" * 16
+        path.write_text(json.dumps(summary))
+    with pytest.raises(RunError, match=r"max_loss-1 and max_loss-0 .*: the pretrained weights they read differ"):
+        copied.run()
+
+
+def test_runs_of_versions_that_wrote_less_down_are_compared_in_what_they_did(copied):
+    for path in copied.plan().folder.glob("runs/*-0/summary.json"):
+        summary = json.loads(path.read_text())
+        del summary["origin"]["pool"]
+        path.write_text(json.dumps(summary))
+    assert copied.run()[0].finished == 4
+
+
+def test_what_the_seed_decides_need_not_be_that_of_another_seed(made):
+    run = RunResult.load(made.plan().runs[0].folder)
+    one = beginning_of(run)
+    check_alike(one._replace(seed=9, origin={}, first={}, candidates=((1, b"?"),)), [one])
+    model = dataclasses.replace(run.config.model, weights="random")
+    for changed, base in (({"lora": None}, "initial"), ({"model": model}, None), ({"method": "rho_loss"}, None)):
+        own = beginning_of(dataclasses.replace(run, config=dataclasses.replace(run.config, **changed)))
+        assert own.base == (base and run.summary["origin"][base])
+
+
 def began(name: str, batches: list[str] | None, before: float | None = 1.0) -> Beginning:
     """How a run began whose candidates have names of one letter."""
     candidates = None if batches is None else tuple(batch_of(list(batch)) for batch in batches)
