@@ -40,11 +40,13 @@ AXES: dict[str, Callable[[Curve], np.ndarray]] = {
 def band(curves: Sequence[Curve], metric: str, axis: str) -> Band | None:
     """The mean of one method's curves in one setting; None where the metric was measured less than twice.
 
-    Where all seeds were measured at the same places these are taken, else evenly spaced ones up to where the first
-    curve ends; between two evaluations a curve is the straight line that joins them.
+    Seeds that ended without a finite value are left out, unless all did. Where the others were measured at the same
+    places these are taken, else evenly spaced ones up to where the first curve ends; between two evaluations a curve is
+    the straight line that joins them.
     """
     measured = []
-    for curve in curves:
+    ended = [curve for curve in curves if metric in curve.metrics and np.isfinite(curve.metrics[metric][-1:]).any()]
+    for curve in ended or curves:  # a seed that diverged would end the others' curve where its own does
         values = curve.metrics.get(metric)
         if values is not None and (known := np.isfinite(values)).sum() > 1:
             measured.append((AXES[axis](curve)[known].astype(np.float64), values[known]))

@@ -1,5 +1,6 @@
 """A report from run folders: what is in it, not yet how it looks."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def build_report(folders: Sequence[Path]) -> Report:
     metric = headline_metric(curves)
     found = outcomes([curve for curve in curves if metric in curve.metrics], metric, members.target)
     picks = {
-        method: [candidacies(m.run.selections) for m in members.runs if m.method == method]
+        method: [candidacies(m.run.selections) for m in members.runs if m.method == method and m.draws]
         for method in members.methods
     }
     texts = read_texts(members.runs[0].run.config) if choosing(picks) else Texts({}, {}, None, "")
@@ -91,18 +92,17 @@ def _facts_of_methods(members: Members, found: Sequence[Outcome]) -> tuple[Fact,
     setting = found[0].setting
     here = {outcome.method: outcome for outcome in found if outcome.setting == setting}
     asked = [here[method] for method in members.asked if method in here] or list(here.values())
-    best = min(asked, key=lambda outcome: outcome.final.mean)
+    # What has diverged with a seed did not do best, whatever its other seeds came to.
+    best = min(asked, key=lambda o: (o.diverged > 0, o.final.mean if math.isfinite(o.final.mean) else math.inf))
     title = title_of(best.metric)
     where = f" ({setting})" if len(members.settings) > 1 else ""
     facts = []
     for method in dict.fromkeys((best.method, "random_k", "regular")):
         if method in here:
-            value = here[method].final
-            facts.append(
-                Fact(f"{title}, {method}{where}", number(exponential(value.mean), 4), _limits(value.low, value.high))
-            )
+            value = number(exponential(here[method].final.mean), 4)
+            facts.append(Fact(f"{title}, {method}{where}", value, _limits(here[method])))
     if best.steps_share is not None and best.method != best.target:
-        note = f"of its updates, {best.reached} of {best.n} seeds"
+        note = f"of its updates, {best.reached} of {best.aimed} seeds"
         facts.append(Fact(f"To where {best.target} ended{where}", percent(best.steps_share.mean, 0), note))
     scores = [name for name in best.scores if name.startswith("test_") and not is_loss(name)]
     for name in scores[:_MOST_SCORES]:
@@ -112,8 +112,12 @@ def _facts_of_methods(members: Members, found: Sequence[Outcome]) -> tuple[Fact,
     return tuple(facts)
 
 
-def _limits(low: float, high: float) -> str:
-    return f"95 %: {number(exponential(low), 3)} to {number(exponential(high), 3)}" if low == low else ""
+def _limits(outcome: Outcome) -> str:
+    low, high = (number(exponential(value), 3) for value in (outcome.final.low, outcome.final.high))
+    said = [f"95 %: {low} to {high}"] if math.isfinite(outcome.final.low) else []
+    if outcome.diverged:
+        said.append(f"{outcome.diverged} of {outcome.n + outcome.diverged} seeds diverged")
+    return ", ".join(said)
 
 
 def _facts_of_run(members: Members, found: Sequence[Outcome]) -> tuple[Fact, ...]:
@@ -142,10 +146,10 @@ def _in_words(members: Members, found: Sequence[Outcome], chosen: dict) -> str:
     seeds = "" if len(members.seeds) == 1 else f", mean of {len(members.seeds)} seeds"
     fell = first is not None and exponential(outcome.final.mean) < first
     updates = len(members.runs[0].steps)
-    sentences = [
-        f"{method} brought the {title} {'down' if fell else 'up'} from {number(first, 4)} to {last} in {updates:,} "
-        f"updates{seeds}."
-    ]
+    way = "down" if fell else "up"
+    sentences = [f"{method} brought the {title} {way} from {number(first, 4)} to {last} in {updates:,} updates{seeds}."]
+    if not outcome.n:
+        sentences = [f"{method} ended without a finite loss after {updates:,} updates."]
     shares = chosen.get(method)
     if shares is not None and len(shares.names) > 1:
         most = int(max(range(len(shares.names)), key=lambda i: shares.ratio[i] if shares.candidates[i] else -1))

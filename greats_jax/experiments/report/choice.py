@@ -25,21 +25,18 @@ from greats_jax.experiments.report.picks import (
 )
 from greats_jax.experiments.report.pictures import line_style
 from greats_jax.experiments.report.styles import INK, MUTED, style, styles_in_order
-from greats_jax.training.step import TARGET_ONLY
 
 _MOST_SOURCES = 8  # lines that can be told apart in a picture
 _MOST_BARS = 12  # of more sources, the others are shown as one
 _COURSES = 3  # methods whose choice is followed through training
 
 Picks = Mapping[str, Sequence[Candidacies]]
-"""Candidates and choices of every run, by method."""
+"""Candidates and choices of every run that draws from the pool, by method."""
 
 
 def choosing(picks: Picks) -> dict[str, Sequence[Candidacies]]:
-    """The methods that leave candidates out, and choose from the pool."""
-    return {
-        method: runs for method, runs in picks.items() if method != TARGET_ONLY and any(chooses(run) for run in runs)
-    }
+    """The methods that leave candidates out."""
+    return {method: runs for method, runs in picks.items() if any(chooses(run) for run in runs)}
 
 
 def choice_section(members: Members, picks: Picks, texts: Texts, styles: Mapping[str, int]) -> Section:

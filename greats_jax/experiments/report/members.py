@@ -11,6 +11,7 @@ from greats_jax.experiments.wording import failures
 from greats_jax.training.config_loading import plain
 from greats_jax.training.result import RunResult
 from greats_jax.training.run_folder import CONFIG, SUMMARY
+from greats_jax.training.step import TARGET_ONLY
 
 _OF_THE_RUN = ("method", "seed", "output")  # keys by which runs of one setting differ anyway
 
@@ -29,6 +30,11 @@ class Member(NamedTuple):
     method: str
     seed: int
     run: RunResult
+
+    @property
+    def draws(self) -> bool:
+        """Whether its candidates are of the pool; target_only, whatever it is called, has the validation examples."""
+        return self.run.config.method != TARGET_ONLY
 
     @property
     def steps(self) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from greats_jax.experiments.report.outcome_charts import difference_chart, setti
 from greats_jax.experiments.statistics import Interval
 from greats_jax.experiments.wording import is_loss, perplexity, relative, with_limits
 
+_DIVERGED = " Seeds that diverged ended without a finite loss; means and differences leave them out."
 _SPLITS = ("test_loss", "validation_loss")
 _MOST_SCORES = 12  # charts of scores other than the two losses, of all settings together
 _FEWEST_SCORES = 2  # but of each setting so many
@@ -34,7 +35,7 @@ def methods_section(found: Sequence[Outcome]) -> Section:
         "equal updates": lambda o: perplexity(o.final),
         "equal time": lambda o: perplexity(o.equal_seconds),
         "equal candidates": lambda o: perplexity(o.equal_candidates),
-        "seeds": lambda o: str(o.n),
+        "seeds": lambda o: f"{o.n} ({o.diverged} diverged)" if o.diverged else str(o.n),
     }
     blocks.append(
         _table(
@@ -42,7 +43,9 @@ def methods_section(found: Sequence[Outcome]) -> Section:
             several,
             levels,
             f"{title}: mean over seeds and 95 % bootstrap interval. Equal time reads each curve where the fastest "
-            "of the methods that draw from the pool had ended with its seed.",
+            "of the methods that draw from the pool had ended with its seed."
+            + _DIVERGED
+            * any(o.diverged for o in found),
             best=("final", "equal_seconds", "equal_candidates"),
         )
     )
@@ -68,13 +71,14 @@ def methods_section(found: Sequence[Outcome]) -> Section:
                 found,
                 several,
                 {
-                    "reached in": lambda o: f"{o.reached} of {o.n}",
+                    "reached in": lambda o: f"{o.reached} of {o.aimed}" if o.aimed else MISSING,
                     "updates": lambda o: MISSING if o.steps_to_target is None else f"{o.steps_to_target.mean:,.0f}",
                     "of its updates": lambda o: _share(o.steps_share),
                     "time": lambda o: MISSING if o.seconds_to_target is None else duration(o.seconds_to_target.mean),
                     "of its time": lambda o: _share(o.seconds_share),
                 },
-                f"How soon each method came to the last {title.lower()} of {first.target}: means over seeds that did.",
+                f"How soon each method came to the last {title.lower()} of {first.target}: means over seeds that did, of "
+                f"those in which {first.target} ended lower than it began.",
             )
         )
     names = list(dict.fromkeys(name for outcome in found for name in outcome.scores))
@@ -186,7 +190,7 @@ def _lowest(found: Sequence[Outcome], setting: str, name: str) -> int | None:
     values = {
         row: getattr(outcome, name).mean
         for row, outcome in enumerate(found)
-        if outcome.setting == setting and math.isfinite(getattr(outcome, name).mean)
+        if outcome.setting == setting and not outcome.diverged and math.isfinite(getattr(outcome, name).mean)
     }
     return min(values, key=lambda row: values[row]) if len(values) > 1 else None
 

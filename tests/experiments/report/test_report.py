@@ -11,7 +11,7 @@ from tiny import FinishedRun
 
 from greats_jax.cli.main import main
 from greats_jax.errors import RunError
-from greats_jax.experiments.report import build_report, results, write_report, writing
+from greats_jax.experiments.report import build_report, write_report, writing
 from greats_jax.experiments.report.document import (
     Chart,
     Charts,
@@ -230,18 +230,6 @@ def test_a_comparison_with_a_changing_setting(comparison):
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["keep"] == ("2", "2", "3", "3")
     assert set(rows) == {"keep", "method"}
-
-
-def test_of_many_scores_it_is_said_which_are_not_drawn(runs, monkeypatch):
-    monkeypatch.setattr(results, "_MOST_SCORES", 0)
-    monkeypatch.setattr(results, "_FEWEST_SCORES", 0)
-    report = build_report([runs])
-    assert "test_accuracy-steps" not in [chart.name for chart in charts_of(report)]
-    assert "Of 1 scores, 1 are not drawn" in page(report, "today")
-
-
-def test_equal_time_is_that_of_what_draws_from_the_pool(runs):
-    assert "where the fastest of the methods that draw from the pool had ended" in page(build_report([runs]), "today")
 
 
 def test_data_that_are_gone_leave_the_ids(make_run, runs, tmp_path, tiny_data):
