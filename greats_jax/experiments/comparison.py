@@ -17,6 +17,7 @@ from greats_jax.experiments.manifest import MANIFEST, Manifest, check_grown, is_
 from greats_jax.experiments.tidy import write_table
 from greats_jax.training.events import Tracker
 from greats_jax.training.folder_lock import LOCK, locked
+from greats_jax.training.preparing import read_data
 from greats_jax.training.processes import alone
 from greats_jax.training.result import RunResult
 from greats_jax.training.resuming import check_same_run
@@ -71,6 +72,7 @@ def run_comparison(plan: Plan, watcher: Watcher, should_stop: Callable[[], bool]
     Raises:
         ConfigError: The folder holds a comparison that this one does not go on with.
         RunError: The folder cannot be used, or two runs that are to be compared did not begin alike.
+        GreatsError: Data of a setting cannot be used; no run was begun.
     """
     if not alone():
         raise RunError("the runs of a comparison are of one process; start one")
@@ -83,14 +85,38 @@ def run_comparison(plan: Plan, watcher: Watcher, should_stop: Callable[[], bool]
             check_grown(old, manifest)
             lacking = {run.name for run in plan.runs if standing(run.folder) is not Standing.FINISHED}
             manifest = manifest._replace(failed={name: why for name, why in old.failed.items() if name in lacking})
+        shelf = Shelf()
+        check_data(plan, shelf)
         manifest.write()
         with compiled_programs_in(folder / COMPILATIONS, plan.compilation_cache):
-            return _run_all(plan, manifest, watcher, should_stop)
+            return _run_all(plan, manifest, shelf, watcher, should_stop)
 
 
-def _run_all(plan: Plan, manifest: Manifest, watcher: Watcher, should_stop: Callable[[], bool]) -> Ended:
+def check_data(plan: Plan, shelf: Shelf) -> None:
+    """Read tokenizer, pool and tasks of every setting that has runs to make, before the first of them begins.
+
+    Args:
+        plan: The runs.
+        shelf: Keeps what was read for them.
+
+    Raises:
+        GreatsError: Something cannot be used; its note names the setting.
+    """
+    to_do: dict[str, PlannedRun] = {}
+    for run in plan.runs:
+        if standing(run.folder) is not Standing.FINISHED:
+            to_do.setdefault(run.setting, run)
+    for setting, run in reversed(to_do.items()):  # the first run finds on the shelf what was read last
+        try:
+            read_data(run.config, shelf)
+        except GreatsError as error:
+            if setting:
+                error.add_note(f"of the runs of {setting}; none has been begun")
+            raise
+
+
+def _run_all(plan: Plan, manifest: Manifest, shelf: Shelf, watcher: Watcher, should_stop: Callable[[], bool]) -> Ended:
     begun: dict[str, list[Beginning]] = {}
-    shelf = Shelf()
     curves: dict[str, Curve] = {}  # of the runs that have finished
     for run in plan.runs:
         if standing(run.folder) is Standing.FINISHED:

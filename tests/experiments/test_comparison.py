@@ -15,7 +15,7 @@ from runs import StopAt, without_clock
 from tiny import Recording, tiny_config
 
 from greats_jax.cli import main
-from greats_jax.errors import ConfigError, RunError
+from greats_jax.errors import ConfigError, GreatsError, RunError
 from greats_jax.experiments.comparison import Ended, compiled_programs_in, run_comparison
 from greats_jax.experiments.comparison_config import load_comparison
 from greats_jax.experiments.comparison_plan import plan_comparison
@@ -383,6 +383,18 @@ def test_a_run_that_fails_is_noted_and_the_others_go_on(tiny_model, tiny_data, t
     assert "None" not in told.out
     (run,) = [run for run in plan_comparison(load_comparison(path)).runs if run.method == "broken"]
     assert not run.folder.exists()
+
+
+def test_data_that_cannot_be_used_are_told_before_the_first_run(tiny_model, tiny_data, tmp_path):
+    vary = {"key": "task.fraction", "values": [0.2, 0.9999]}
+    own = {"task.name": "holdout", "steps": 4}
+    made, watcher = Made(write_comparison(tiny_model, tiny_data, tmp_path, vary=vary, set=own)), Watching()
+    with pytest.raises(GreatsError) as refused:
+        made.run(watcher=watcher)
+    assert refused.value.__notes__ == ["of the runs of fraction=0.9999; none has been begun"]
+    assert not watcher.told
+    mended = made.plan("vary.values=0.2,0.3")  # in the same folder
+    assert run_comparison(mended, Watching(), lambda: True).stopped
 
 
 def test_the_command_shows_tables_verdict_and_files(made, capsys):
