@@ -43,9 +43,10 @@ def letters(*questions: Question, likelihood: Likelihood = "sum") -> Benchmark:
 
 
 def log_likelihood(model, tokenizer, before: str, continuation: str) -> float:
-    """Of a continuation, from one forward pass without padding."""
+    """Of a continuation, from one forward pass; all are of one length, so that they share what is compiled."""
     start, tokens = len(tokenizer(before)["input_ids"]), tokenizer(before + continuation)["input_ids"]
-    log_p = np.asarray(jax.nn.log_softmax(model(np.array([tokens]))[0].astype(np.float32)))
+    row = np.array([tokens + [0] * (20 - len(tokens))])
+    log_p = np.asarray(jax.nn.log_softmax(model(row, np.arange(20)[None] < len(tokens))[0].astype(np.float32)))
     return sum(float(log_p[i - 1, tokens[i]]) for i in range(start, len(tokens)))
 
 
