@@ -106,9 +106,10 @@ EXPLANATION = """\
 Perplexities are exp of the mean {metric} over seeds, with 95 % bootstrap intervals. "Equal time" reads every curve of a
 seed where the fastest of the methods that draw from the pool ended; compilation and evaluation are not training time.
 "Less" is the difference of perplexities within seeds in percent, with Student's 95 % interval and the p-value of the
-paired t-test, by Holm's method over the methods of the table. "Reached" counts the seeds whose loss came to the last
-one of {target}, of those in which that was lower than its first, and then after how many updates and seconds on
-average.{diverged}"""
+paired t-test; p is adjusted by Holm's method over the methods of the table, and not over several tables; intervals are
+not adjusted. All of them are about other seeds, and not about other test examples. "Reached" counts the seeds whose
+loss came to the last one of {target}, of those in which that was lower than its first, and then after how many updates
+and seconds on average.{diverged}"""
 
 _DIVERGED = """
 Seeds that diverged ended without a finite loss; the means and differences of their methods leave them out."""

@@ -1,6 +1,7 @@
 """Means over seeds and differences within them, against scipy and by hand."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -73,12 +74,28 @@ def test_holms_adjustment():
     assert (known, math.isnan(missing)) == (0.04, True)  # a test that was not made does not count
 
 
+def found_by_holm(draws: np.ndarray) -> float:
+    """How often the first of several methods has an adjusted p below 0.05, of differences [draws, methods, seeds]."""
+    raw = stats.ttest_rel(draws, np.zeros_like(draws), axis=-1).pvalue
+    return float(np.mean([holm(row)[0] < 0.05 for row in raw]))
+
+
 @pytest.mark.slow
-def test_how_often_intervals_of_five_seeds_hold_the_truth():
-    """The numbers that docs/comparing.md states."""
-    rng = np.random.default_rng(0)
-    draws = rng.normal(size=(400, 5))
-    held = [(found := interval(row)).low <= 0 <= found.high for row in draws]
-    student = [(found := paired_difference(row, np.zeros(5))).low <= 0 <= found.high for row in draws]
-    assert 0.75 < np.mean(held) < 0.90  # narrower than it says: a bootstrap of five values
-    assert 0.92 < np.mean(student) < 0.98
+def test_what_so_many_seeds_can_show(repository):
+    """Every row of the table in docs/comparing.md, by simulation with normal spread."""
+    page = (repository / "docs" / "comparing.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d+) % \| (\d+) % \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert [int(seeds) for seeds, *_ in rows] == [3, 5, 10, 20]
+    for seeds, of_bootstrap, of_student, alone, one_of_five in rows:
+        rng = np.random.default_rng(1)
+        draws = rng.normal(size=(1000, int(seeds)))
+        for limits, stated in (
+            ([interval(row) for row in draws], of_bootstrap),
+            ([paired_difference(row, np.zeros(len(row))) for row in draws], of_student),
+        ):
+            held = 100 * np.mean([found.low <= 0 <= found.high for found in limits])
+            assert held == pytest.approx(int(stated), abs=4)  # three standard errors
+        for methods, effect in ((1, alone), (5, one_of_five)):
+            differences = rng.normal(size=(1000, methods, int(seeds)))
+            differences[:, 0] += float(effect)
+            assert 0.75 < found_by_holm(differences) < 0.87
