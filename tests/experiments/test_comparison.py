@@ -116,6 +116,7 @@ def test_a_comparison_that_is_stopped_goes_on(made):
     assert "max_loss-0 begun" not in watcher.told
 
 
+@pytest.mark.slow
 def test_what_was_stopped_is_as_if_it_had_not_been(made, tmp_path):
     run = next(run for run in made.plan().runs if run.name == "random_k-0")
     whole = Trainer(dataclasses.replace(run.config, output=str(tmp_path / "whole"))).fit()
@@ -129,6 +130,7 @@ def test_what_was_stopped_is_as_if_it_had_not_been(made, tmp_path):
     assert of_comparison.selections == whole.selections
 
 
+@pytest.mark.slow
 def test_runs_that_share_programs_are_as_if_each_were_alone(made, tmp_path):
     """The last run used the data, weights and compiled steps of those before it."""
     run = next(run for run in made.plan().runs if run.name == "random_k-1")
@@ -225,14 +227,17 @@ def test_outcomes_can_be_made_of_the_folder_wherever_it_is(copied):
     assert all(outcome.n == 2 for outcome in found)
 
 
+@pytest.mark.slow
 def test_a_comparison_may_grow(copied):
     ended, watcher = copied.run("seeds=0,1,2", "set.checkpoint.keep_last=1")
     assert [line.split()[0] for line in watcher.told if line.endswith("begun")] == ["max_loss-2", "random_k-2"]
     assert ended.finished == 6
 
 
-@pytest.mark.parametrize("more", ["methods=max_loss,uds", "controls=random_k,regular", "target=max_loss"])
-def test_it_may_have_more_methods_and_another_target(made, more):
+@pytest.mark.parametrize(
+    "more", ["methods=max_loss,uds", "controls=random_k,regular", "seeds=0,1,2", "target=max_loss"]
+)
+def test_it_may_have_more_runs_and_another_target(made, more):
     new = Manifest.of(made.plan(more))
     check_grown(Manifest.load(made.plan().folder), new)
     of_seed = [run.method for run in new.runs if run.seed == 0]
@@ -410,6 +415,7 @@ def test_the_command_shows_tables_verdict_and_files(made, capsys):
         assert (folder / name).is_file()
     summary = (folder / "summary.md").read_text()
     assert "| max_loss |" in summary
+    assert "about other seeds, and not about other test examples" in " ".join(summary.split())
     assert "What is missing" not in summary
     assert "4 runs; 4 have finished before" in told.err
 
