@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from greats_jax.errors import GreatsError, RunError
+from greats_jax.experiments.comparison_config import CONTROLS
 from greats_jax.experiments.manifest import Manifest, is_comparison
+from greats_jax.experiments.outcomes import REGULAR
 from greats_jax.experiments.wording import failures
 from greats_jax.training.config_loading import plain
 from greats_jax.training.result import RunResult
@@ -84,10 +86,6 @@ class Members(NamedTuple):
         return [member for member in self.runs if member.setting == setting and member.method == method]
 
 
-CONTROLS = ("regular", "random_k", "target_only", "greats_first_order", "max_loss", "grad_norm")
-"""Methods that others are compared with, if there are others."""
-
-
 def gather(folders: Sequence[Path]) -> Members:
     """Read runs and comparisons.
 
@@ -99,18 +97,22 @@ def gather(folders: Sequence[Path]) -> Members:
     """
     listed: list[tuple[str | None, str, RunResult]] = []
     notes: list[str] = []
-    asked: tuple[str, ...] = ()
-    target = "regular"
+    asked: list[str] = []
+    targets: list[str] = []
+    comparisons = sum(map(is_comparison, folders))
     for folder in folders:
         if is_comparison(folder):
             manifest = Manifest.load(folder)
             notes += _absent(manifest)
+            within = (folder.resolve().name,) if comparisons > 1 else ()
             order = {name: place for place, name in enumerate(manifest.settings)}
             methods = {name: place for place, name in enumerate(manifest.methods)}
             there = [one for one in manifest.runs if one.finished]
             for one in sorted(there, key=lambda one: (order.get(one.setting, 0), methods.get(one.method, 0), one.seed)):
-                listed.append((one.setting, one.method, read_run(one.folder)))
-            asked, target = manifest.asked, manifest.target
+                setting = ", ".join(filter(None, (*within, one.setting)))
+                listed.append((setting, one.method, read_run(one.folder)))
+            asked += manifest.asked
+            targets.append(manifest.target)
         else:
             runs = [read_run(path) for path in _run_folders(folder)]
             listed += [(None, run.config.method, run) for run in runs]
@@ -123,9 +125,12 @@ def gather(folders: Sequence[Path]) -> Members:
     members = _named(listed)
     notes += [f"{member.run.folder.name}: {fault}." for member in members for fault in _faults(member)]
     every = tuple(dict.fromkeys(member.method for member in members))
-    asked = asked or tuple(method for method in every if method not in CONTROLS) or every[:1]
+    about = tuple(dict.fromkeys(asked)) or tuple(method for method in every if method not in CONTROLS) or every[:1]
+    target = next((name for name in (*targets, REGULAR) if name in every), every[0])
+    if others := sorted({name for name in targets if name != target}):
+        notes.append(f"How soon is measured against {target} in all comparisons, in none against {', '.join(others)}.")
     title = folders[0].resolve().name if len(folders) == 1 else f"{len(members)} runs"
-    return Members(title, members, asked, target if target in every else every[0], tuple(notes))
+    return Members(title, members, about, target, tuple(notes))
 
 
 def read_run(folder: Path) -> RunResult:

@@ -19,12 +19,6 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{max(0, digits - 1 - size)}f}"
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """The same with its sign."""
-    text = number(value, digits)
-    return text if text == MISSING or text == "0" else f"+{text}" if value > 0 else text.replace("-", "−")
-
-
 def percent(value: float | None, digits: int = 1) -> str:
     """A share."""
     return MISSING if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
@@ -57,11 +51,6 @@ def size(byte_count: float | None) -> str:
             return f"{number(byte_count)} {unit}"
         byte_count /= 1024
     return f"{number(byte_count)} GiB"
-
-
-def p_value(p: float) -> str:
-    """A probability under the null hypothesis."""
-    return MISSING if not math.isfinite(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def listed(words: list[str]) -> str:

@@ -92,3 +92,21 @@ def test_damaged_records_are_told_in_a_line(runs, tmp_path, name, change):
     (folder / name).write_text(json.dumps(json.loads(first) | change) + "\n" + rest)
     with pytest.raises(RunError, match="the run folder is damaged"):
         gather([folder])
+
+
+def test_two_comparisons_keep_what_each_is_about(comparison, tmp_path):
+    other = tmp_path / "choosing"
+    shutil.copytree(comparison, other)
+    manifest = json.loads((other / "comparison.json").read_text())
+    (other / "comparison.json").write_text(json.dumps(manifest | {"asked": ["random_k"], "target": "greats"}))
+    members = gather([comparison, other])
+    assert members.asked == ("greats", "random_k")
+    assert members.target == "random_k"
+    assert members.settings == ("keeping, keep=2", "keeping, keep=3", "choosing, keep=2", "choosing, keep=3")
+    assert "How soon is measured against random_k in all comparisons, in none against greats." in members.notes
+
+
+def test_grad_norm_is_asked_about(make_run, tmp_path):
+    # It is no control of a comparison, so that a report of single runs is about it as that of a comparison would be.
+    folders = [make_run(tmp_path / name, f"method={name}", "keep=3").folder for name in ("grad_norm", "random_k")]
+    assert gather(folders).asked == ("grad_norm",)
