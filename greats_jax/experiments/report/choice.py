@@ -46,7 +46,10 @@ def choice_section(members: Members, picks: Picks, texts: Texts, styles: Mapping
         said = "Every candidate was learned from: nothing was selected in these runs."
         return Section("selected", "What was selected", (said,))
     sources = _few({method: mean_shares([by_source(run) for run in runs]) for method, runs in found.items()})
-    blocks: list[Block] = [_in_words(method, sources[method]) for method in members.asked if method in sources]
+    blocks: list[Block] = []
+    if len(members.settings) > 1:
+        blocks.append(f"Over all {len(members.settings)} settings together; each run counts the same.")
+    blocks += [_in_words(method, sources[method]) for method in members.asked if method in sources]
     groups = [
         _source_chart(sources, styles),
         *_loss_chart(found, styles),

@@ -13,10 +13,13 @@ from greats_jax.experiments.report.document import Chart, Key, Table
 from greats_jax.experiments.report.members import Member
 from greats_jax.experiments.report.numbers import MISSING, listed, number
 from greats_jax.experiments.report.pictures import line_style
+from greats_jax.experiments.report.styles import PAPER
 from greats_jax.experiments.wording import is_loss
 
 _LABELS = {"steps": "updates", "seconds": "seconds of training", "candidates": "candidates seen"}
 _AGAINST = {"steps": "by updates", "seconds": "by training time", "candidates": "by candidates"}
+_FAR = 2.0  # times as far above the others as these lie apart, in nats: such a method would leave them no room
+_NEAR = 0.5  # nats; less above is never far
 _SMOOTHED = 40  # points of a training loss, which is noisy
 
 
@@ -80,6 +83,7 @@ def curve_chart(
             axes.plot(places, mean, **look, markevery=many)
         axes.set_xlabel(_LABELS[axis])
         if is_loss(metric):
+            leave_out(axes, {method: np.stack([one.mean, one.low, one.high]) for method, one in found.items()})
             logarithmic(axes)
         axes.margins(x=0.02)
 
@@ -185,6 +189,27 @@ def _table(found: Mapping[str, Band], metric: str, axis: str) -> Table:
 
 def _visible(metric: str, values: np.ndarray) -> np.ndarray:
     return np.exp(np.minimum(values, 700.0)) if is_loss(metric) else values
+
+
+def leave_out(axes: Any, losses: Mapping[str, np.ndarray]) -> None:
+    """Let the axis of perplexities end where all methods do but those far above, and name these at its upper edge."""
+    spans = {name: values[np.isfinite(values)] for name, values in losses.items()}
+    inside = sorted((name for name in spans if spans[name].size), key=lambda name: spans[name].max())
+    above: list[str] = []
+    while len(inside) > 2:  # of two, each is what the other is seen against
+        others = np.concatenate([spans[name] for name in inside[:-1]])
+        if spans[inside[-1]].max() - others.max() <= max(_FAR * (others.max() - others.min()), _NEAR):
+            break
+        above.append(inside.pop())
+    if not above:
+        return
+    kept = np.concatenate([spans[name] for name in inside])
+    room = 0.05 * (kept.max() - kept.min()) + 1e-3
+    axes.set_ylim(*(math.exp(min(value, 700.0)) for value in (kept.min() - room, kept.max() + 3 * room)))
+    said = [f"{name} to {number(shown('_loss', float(spans[name].max())))}" for name in above[::-1]]
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1, "alpha": 0.8}
+    place = {"transform": axes.transAxes, "ha": "right", "va": "top", "fontsize": 8, "zorder": 5, "bbox": box}
+    axes.text(0.99, 0.985, f"above: {', '.join(said)}", **place)
 
 
 def logarithmic(axes: Any) -> None:

@@ -7,9 +7,12 @@ from greats_jax.experiments.report.costs import PARTS, Memory, largest_memory, m
 from greats_jax.experiments.report.document import Block, Chart, Charts, Key, Section, Table
 from greats_jax.experiments.report.members import Member, Members
 from greats_jax.experiments.report.numbers import MISSING, duration, percent, size
+from greats_jax.experiments.report.outcome_charts import names_of_settings
 from greats_jax.experiments.report.pictures import bar_style
 
 _STYLES = {"data": 0, "scoring": 1, "selection": 4, "update": 3, "evaluation": 2, "compiling": 6}
+
+_LONGEST = 18  # characters of a method or setting beside a bar
 
 _WORDS = {
     "data": "waiting for data",
@@ -23,8 +26,14 @@ _WORDS = {
 
 def expense_section(members: Members) -> Section:
     """Time by kind of work and peak memory, by method (and setting, where there are several)."""
-    groups = {_name(setting, method): runs for setting in members.settings for method in members.methods
-              if (runs := members.of(setting, method))}  # fmt: skip
+    several = len(members.settings) > 1
+    values = names_of_settings(members.settings)[1]
+    groups, labels = {}, []
+    for setting in members.settings:
+        for method in members.methods:
+            if runs := members.of(setting, method):
+                groups[_name(setting if several else "", method)] = runs
+                labels.append(_name(_cut(values[setting]) if several else "", _cut(method)))
     seconds = {name: mean_seconds(runs) for name, runs in groups.items()}
     memories = {name: largest_memory(runs) for name, runs in groups.items()}
     blocks: list[Block] = [
@@ -32,7 +41,7 @@ def expense_section(members: Members) -> Section:
         "rule itself) is timed alone, and the update is the rest. Compiling is what first steps took beyond the others."
     ]
     keys = tuple(Key(_WORDS[part], _STYLES[part], bar=True) for part in PARTS)
-    blocks.append(Charts((_time_chart(seconds, "training"), _time_chart(seconds, "whole")), keys))
+    blocks.append(Charts(tuple(_time_chart(seconds, labels, what) for what in ("training", "whole")), keys))
     blocks.append(_table(groups, seconds, memories))
     if not any(memories.values()):
         blocks.append("These runs did not record their memory.")
@@ -48,7 +57,11 @@ def _name(setting: str, method: str) -> str:
     return f"{method} ({setting})" if setting else method
 
 
-def _time_chart(seconds: Mapping[str, Mapping[str, float]], what: str) -> Chart:
+def _cut(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
+def _time_chart(seconds: Mapping[str, Mapping[str, float]], labels: Sequence[str], what: str) -> Chart:
     parts = PARTS[:4] if what == "training" else PARTS
     names = list(seconds)
 
@@ -59,7 +72,7 @@ def _time_chart(seconds: Mapping[str, Mapping[str, float]], what: str) -> Chart:
                 width = seconds[name][part]
                 axes.barh(row, width, 0.68, left=left, **bar_style(_STYLES[part]))
                 left += width
-        axes.set_yticks(range(len(names)), [name if len(name) < 26 else f"{name[:25]}…" for name in names])
+        axes.set_yticks(range(len(names)), labels)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("seconds of a run")

@@ -5,8 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from greats_jax.experiments.outcomes import RANDOM, Outcome
-from greats_jax.experiments.report.curve_charts import logarithmic, title_of
+from greats_jax.experiments.report.curve_charts import leave_out, logarithmic, title_of
 from greats_jax.experiments.report.document import Chart, Key, Table
 from greats_jax.experiments.report.numbers import MISSING, listed
 from greats_jax.experiments.report.pictures import line_style
@@ -15,6 +17,7 @@ from greats_jax.experiments.statistics import Difference
 from greats_jax.experiments.wording import exponential, percent, perplexity, relative
 
 _FAR = 5.0  # times as far from 0 as all others: such a method would leave these no room
+_NEAR = 25.0  # percent; less is never far
 _MARGIN = 0.06  # of the axis, on either side
 _LONGEST = 34  # characters below a picture that can stand side by side
 
@@ -90,7 +93,7 @@ def _limits(rows: Sequence[_Row]) -> tuple[float, float, list[str]]:
     while inside:
         others = [abs(value) for one in inside[:-1] for value in one.values() if math.isfinite(value)]
         reach = max(inside[-1].values())
-        if math.isfinite(reach) and not (others and reach > _FAR * max(others) > 0):
+        if math.isfinite(reach) and not (others and reach > max(_FAR * max(others), _NEAR)):
             break
         beyond.append(inside.pop().method)
     values = [0.0, *(value for one in inside for value in one.values())]
@@ -156,6 +159,9 @@ def setting_chart(found: Sequence[Outcome]) -> Chart:
         axes.set_xticks(range(len(settings)), [names[setting] for setting in settings], **turned)
         axes.set_xlabel(label)
         axes.grid(axis="x", visible=False)
+        leave_out(
+            axes, {m: np.array([v for (_, name), one in by.items() if name == m for v in one[:3]]) for m in methods}
+        )
         logarithmic(axes)
 
     table = Table(

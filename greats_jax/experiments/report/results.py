@@ -77,8 +77,8 @@ def methods_section(found: Sequence[Outcome]) -> Section:
                     "time": lambda o: MISSING if o.seconds_to_target is None else duration(o.seconds_to_target.mean),
                     "of its time": lambda o: _share(o.seconds_share),
                 },
-                f"How soon each method came to the last {title.lower()} of {first.target}: means over seeds that did, of "
-                f"those in which {first.target} ended lower than it began.",
+                f"How soon each method came to the last {title.lower()} of {first.target}: means over seeds that did, "
+                f"of those in which {first.target} ended lower than it began.",
             )
         )
     names = list(dict.fromkeys(name for outcome in found for name in outcome.scores))

@@ -9,7 +9,7 @@ from greats_jax.experiments.curves import Curve
 from greats_jax.experiments.outcomes import outcomes
 from greats_jax.experiments.report.curve_charts import curve_chart
 from greats_jax.experiments.report.document import Chart
-from greats_jax.experiments.report.outcome_charts import difference_chart, names_of_settings
+from greats_jax.experiments.report.outcome_charts import difference_chart, names_of_settings, setting_chart
 from greats_jax.experiments.report.styles import styles_of_methods
 
 
@@ -72,6 +72,26 @@ def test_what_draws_no_candidates_is_known_by_its_rule():
     chart = curve_chart(own, "test_loss", "candidates", styles_of_methods([*CLOSE, "target_big"]))
     assert chart is not None
     assert [key.name for key in chart.keys] == list(CLOSE)
+
+
+def test_a_curve_far_above_does_not_hide_the_others():
+    own = curves({**CLOSE, "target_only": 6.0})
+    styles = styles_of_methods([*CLOSE, "target_only"])
+    axes = drawn(curve_chart(own, "test_loss", "steps", styles))
+    low, high = axes.get_ylim()
+    assert 6.5 < low < np.exp(2.0)
+    assert np.exp(3.0) < high < 30
+    (text,) = axes.texts
+    assert text.get_text().startswith("above: target_only to 40")
+    near = drawn(curve_chart(curves({**CLOSE, "target_only": 3.4}), "test_loss", "steps", styles))
+    assert near.get_ylim()[1] > np.exp(3.4)
+    assert not near.texts
+
+
+def test_of_two_methods_none_is_cut_off():
+    axes = drawn(setting_chart(outcomes(curves({"greats": 2.0, "regular": 5.0}))))
+    assert axes.get_ylim()[1] > np.exp(5.0)
+    assert not axes.texts
 
 
 def test_settings_share_the_name_of_their_key():

@@ -27,6 +27,7 @@ from greats_jax.experiments.report.document import (
     charts_of,
 )
 from greats_jax.experiments.report.page import page
+from greats_jax.experiments.report.pictures import svg
 from greats_jax.experiments.report.styles import IN_THE_DARK, INK, STYLES, styles_of_methods
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\" ' {{ 7*7 }} {% raw %} </style></title> &amp; `<b>`"
@@ -223,7 +224,10 @@ def test_a_comparison_with_a_changing_setting(comparison):
         assert {"test_loss-steps", "test_loss-seconds", "validation_loss-steps", "test_accuracy-steps"} <= own
         assert {f"{name}-{place}" for name in own} <= set(names)
     assert {"against-random_k-0", "against-random_k-1"} <= set(names)
-    assert "Test perplexity by updates, keep=3</title>" in page(report, "today")
+    last = next(chart for chart in charts_of(report) if chart.name == "test_loss-steps-1")
+    assert ">Test perplexity by updates, keep=3</title>" in svg(last)
+    (selected,) = (section for section in report.sections if section.slug == "selected")
+    assert selected.blocks[0] == "Over all 2 settings together; each run counts the same."
     (settings,) = (section for section in report.sections if section.slug == "settings")
     table = settings.blocks[0]
     assert isinstance(table, Table)

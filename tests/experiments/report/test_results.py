@@ -4,9 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from greats_jax.experiments.report import as_text, build_report, results
-from greats_jax.experiments.report.document import Fact, Table, charts_of
-from greats_jax.experiments.report.page import page
+from greats_jax.experiments.report.document import Fact, Report, Table, charts_of
+
+
+def said(report: Report) -> str:
+    return " ".join(as_text(report, 250).split())
 
 
 def test_of_many_scores_it_is_said_which_are_not_drawn(runs, monkeypatch):
@@ -14,11 +19,11 @@ def test_of_many_scores_it_is_said_which_are_not_drawn(runs, monkeypatch):
     monkeypatch.setattr(results, "_FEWEST_SCORES", 0)
     report = build_report([runs])
     assert "test_accuracy-steps" not in [chart.name for chart in charts_of(report)]
-    assert "Of 1 scores, 1 are not drawn" in page(report, "today")
+    assert "Of 1 scores, 1 are not drawn" in said(report)
 
 
 def test_equal_time_is_that_of_what_draws_from_the_pool(runs):
-    assert "where the fastest of the methods that draw from the pool had ended" in page(build_report([runs]), "today")
+    assert "where the fastest of the methods that draw from the pool had ended" in said(build_report([runs]))
 
 
 def as_comparison(folder: Path, runs: Path, asked: list[str], names: dict[str, str] | None = None) -> Path:
@@ -67,7 +72,7 @@ def test_a_method_that_diverged_with_every_seed_is_told(runs, tmp_path):
         lose(folder / "runs" / f"greats-{seed}")
     report = build_report([folder])
     assert report.facts[0] == Fact("Test perplexity, greats", "-", "3 of 3 seeds diverged")
-    assert "0 (3 diverged)" in as_text(report, 200)
+    assert "0 (3 diverged)" in said(report)
     alone = build_report([folder / "runs" / "greats-0"])
     assert alone.verdict.startswith("greats ended without a finite loss after 12 updates.")
 
@@ -79,4 +84,16 @@ def test_what_draws_no_candidates_selects_none_whatever_it_is_called(runs, make_
     report = build_report([as_comparison(tmp_path / "c", tmp_path / "runs", ["greats"], {"target_only": "target_big"})])
     (chart,) = (chart for chart in charts_of(report) if chart.name == "by-source")
     assert [key.name for key in chart.keys] == ["greats", "max_loss", "random_k"]
-    assert "target_big" in page(report, "today")
+    assert "target_big" in said(report)
+
+
+def test_bars_of_time_are_told_apart_by_setting_where_there_are_several(comparison, runs):
+    figures = pytest.importorskip("matplotlib.figure")
+
+    def labels(folder: Path) -> list[str]:
+        axes = figures.Figure().subplots()
+        next(chart for chart in charts_of(build_report([folder])) if chart.name == "time-whole").draw(axes)
+        return [label.get_text() for label in axes.get_yticklabels()]
+
+    assert labels(comparison) == ["greats (2)", "random_k (2)", "greats (3)", "random_k (3)"]
+    assert labels(runs) == ["greats", "max_loss", "random_k", "regular"]
