@@ -48,7 +48,9 @@ def browse(page: Path, width: int, scheme: str, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
-@pytest.mark.parametrize(("width", "smallest"), [(360, 8.5), (390, 9), (1280, 9)])
+@pytest.mark.parametrize(
+    ("width", "smallest"), [(360, 8.5), *(pytest.param(width, 9, marks=pytest.mark.slow) for width in (390, 1280))]
+)
 def test_nothing_sticks_out_and_text_in_pictures_can_be_read(html, tmp_path, width, smallest):
     # The report itself lets no script run; a copy without that policy is measured by one.
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html.read_text(encoding="utf-8"))
@@ -65,6 +67,7 @@ def test_nothing_sticks_out_and_text_in_pictures_can_be_read(html, tmp_path, wid
     assert found[4] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_screenshots_in_light_and_dark(html, tmp_path, width):
     from PIL import Image
@@ -79,6 +82,7 @@ def test_screenshots_in_light_and_dark(html, tmp_path, width):
         assert 0.05 < (pixels != pixels[2, 2]).mean() < 0.6
 
 
+@pytest.mark.slow
 def test_print_is_light_and_has_every_section(html, tmp_path):
     path = tmp_path / "report.pdf"
     browse(html, 1280, DARK, f"--print-to-pdf={path}", "--no-pdf-header-footer")
@@ -86,6 +90,7 @@ def test_print_is_light_and_has_every_section(html, tmp_path):
     assert 3 <= pages <= 16
 
 
+@pytest.mark.slow
 def test_no_script_runs_in_it(html, tmp_path):
     copy = tmp_path / "attacked.html"
     attack = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
