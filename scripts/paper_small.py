@@ -98,9 +98,11 @@ def make(name: str) -> None:
 
 
 def _circumstances() -> str:
-    """Date and machine, in one line."""
+    """Date, commit and machine, in one line."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    made = f" at commit {commit.stdout.strip()}" if commit.returncode == 0 else ""
     machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}"
-    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {machine}, jax {version('jax')}"
+    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}{made}, {machine}, jax {version('jax')}"
 
 
 def section(name: str) -> list[str]:
