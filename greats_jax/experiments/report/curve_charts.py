@@ -208,7 +208,7 @@ def leave_out(axes: Any, losses: Mapping[str, np.ndarray]) -> None:
     axes.set_ylim(*(math.exp(min(value, 700.0)) for value in (kept.min() - room, kept.max() + 3 * room)))
     said = [f"{name} to {number(shown('_loss', float(spans[name].max())))}" for name in above[::-1]]
     box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1, "alpha": 0.8}
-    place = {"transform": axes.transAxes, "ha": "right", "va": "top", "fontsize": 8, "zorder": 5, "bbox": box}
+    place = {"transform": axes.transAxes, "ha": "right", "va": "top", "fontsize": 8.5, "zorder": 5, "bbox": box}
     axes.text(0.99, 0.985, f"above: {', '.join(said)}", **place)
 
 

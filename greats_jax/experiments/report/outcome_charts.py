@@ -118,7 +118,7 @@ def _interval(axes: Any, row: float, difference: Difference | None, look: int) -
             textcoords="offset points",
             ha="right",
             va="center_baseline",
-            fontsize=7.5,
+            fontsize=8.5,
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
         )
         return

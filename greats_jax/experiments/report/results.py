@@ -30,6 +30,8 @@ def methods_section(found: Sequence[Outcome]) -> Section:
     if several:
         blocks.append(Charts((setting_chart(found),)))
     blocks += _difference_charts(found)
+    if several and isinstance(blocks[-1], Charts):
+        blocks.append(Heading("With every setting"))  # the tables
     title = title_of(first.metric)
     levels = {
         "equal updates": lambda o: perplexity(o.final),

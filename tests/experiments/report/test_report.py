@@ -226,6 +226,9 @@ def test_a_comparison_with_a_changing_setting(comparison):
     assert {"against-random_k-0", "against-random_k-1"} <= set(names)
     last = next(chart for chart in charts_of(report) if chart.name == "test_loss-steps-1")
     assert ">Test perplexity by updates, keep=3</title>" in svg(last)
+    (methods,) = (section for section in report.sections if section.slug == "methods")
+    headings = [block.text for block in methods.blocks if isinstance(block, Heading)]
+    assert headings == ["With keep=2", "With keep=3", "With every setting"]  # the tables are not of the last alone
     (selected,) = (section for section in report.sections if section.slug == "selected")
     assert selected.blocks[0] == "Over all 2 settings together; each run counts the same."
     (settings,) = (section for section in report.sections if section.slug == "settings")
