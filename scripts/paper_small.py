@@ -32,7 +32,8 @@ class Twin(NamedTuple):
     Attributes:
         title: What it shows.
         command: Arguments of Python that make it.
-        pictures: Pictures, from the twin's folder, and what each shows.
+        pictures: Pictures, as patterns from the twin's folder, and what each shows; of a comparison with a changing
+            setting there is one for each value.
         compared: Whether it is a comparison, which goes on where it was stopped and writes its own tables.
     """
 
@@ -50,7 +51,7 @@ def _comparison(name: str, title: str, *pictures: str) -> Twin:
         "by-source": "sources of what was chosen",
         "settings": "last test perplexity by the changing setting",
     }
-    shown = {f"report_files/{file}.png": f"{title}: {words[file]}" for file in pictures}
+    shown = {f"report_files/{file}*.png": f"{title}: {words[file]}" for file in pictures}
     return Twin(title, f"-m greats_jax compare configs/paper/{name}-small.yaml", shown)
 
 
@@ -118,11 +119,12 @@ def section(name: str) -> list[str]:
         "",
     ]
     lines += [f"Made on {circumstances}.", ""]
-    for file, text in twin.pictures.items():
-        picture = IMAGES / f"{name}-{Path(file).name}"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(RUNS / name / file, picture)
-        lines += [f"![{text}]({picture.relative_to(PAGE.parent)})", ""]
+    for pattern, text in twin.pictures.items():
+        for file in sorted((RUNS / name).glob(pattern)):
+            picture = IMAGES / f"{name}-{file.name}"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, picture)
+            lines += [f"![{text}]({picture.relative_to(PAGE.parent)})", ""]
     if twin.compared:
         lines += [*_lowered((RUNS / name / "summary.md").read_text()), ""]
     else:
