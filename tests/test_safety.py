@@ -230,7 +230,7 @@ def test_a_run_on_hostile_names_writes_into_its_folder_only(config_file, hostile
     assert run / "selections.jsonl" in written
     # The second is no file: it makes the system count this process's memory anew.
     expected = os.environ["JAX_COMPILATION_CACHE_DIR"], "/proc/self/clear_refs"
-    outside = [path for path in written if run not in path.parents and not str(path).startswith(expected)]
+    outside = [path for path in written if run not in path.parents and not any(one in str(path) for one in expected)]
     assert outside == []
     assert ran(heard) == []
 
