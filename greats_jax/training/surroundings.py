@@ -14,7 +14,9 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def versions() -> dict[str, str | None]:
     """Versions of Python, of the operating system and of the packages that numbers depend on."""
     packages = {name: version_of(name) for name in _PACKAGES}
-    return {**packages, "python": platform.python_version(), "platform": platform.platform(terse=True)}
+    # `platform.platform` would start a program to ask for the processor.
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    return {**packages, "python": platform.python_version(), "platform": system}
 
 
 def version_of(package: str) -> str | None:
