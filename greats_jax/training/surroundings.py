@@ -1,6 +1,7 @@
 """What a run ran on: versions, devices, and the most memory it held."""
 
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ def versions() -> dict[str, str | None]:
     """Versions of Python, of the operating system and of the packages that numbers depend on."""
     packages = {name: version_of(name) for name in _PACKAGES}
     # `platform.platform` would start a program to ask for the processor.
-    system = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return {**packages, "python": platform.python_version(), "platform": system}
+    system = os.uname()
+    place = f"{system.sysname} {system.release} {system.machine}"
+    return {**packages, "python": platform.python_version(), "platform": place}
 
 
 def version_of(package: str) -> str | None:
