@@ -1,14 +1,13 @@
 """The file that says which run of a comparison is what, and that keeps a comparison from changing half-way."""
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from greats_jax.errors import ConfigError, RunError
 from greats_jax.experiments.comparison_plan import RUNS, Plan
 from greats_jax.training.config import TrainConfig
-from greats_jax.training.config_loading import from_tree, plain
+from greats_jax.training.config_loading import dotted, from_tree, plain
 from greats_jax.training.config_values import Origin
 from greats_jax.training.jsonl import dumps
 from greats_jax.training.resuming import MAY_CHANGE
@@ -142,7 +141,7 @@ def check_grown(old: Manifest, new: Manifest) -> None:
         if name not in new.configs:
             lines[f"{name}: no longer in the comparison"] = 1
             continue
-        before, after = dict(_flat(_completed(old, name))), dict(_flat(new.configs[name]))
+        before, after = dict(dotted(_completed(old, name))), dict(dotted(new.configs[name]))
         for key in {**before, **after}:
             if key.split(".")[0] not in MAY_CHANGE and before.get(key) != after.get(key):
                 line = f"{key}: {_shown(before.get(key))} -> {_shown(after.get(key))}"
@@ -163,15 +162,6 @@ def check_grown(old: Manifest, new: Manifest) -> None:
 def _completed(manifest: Manifest, name: str) -> dict[str, Any]:
     """A run's configuration with the defaults of keys that an older version did not have."""
     return plain(from_tree(manifest.configs[name], (), Origin(str(manifest.folder / MANIFEST), (), TrainConfig)))
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a tree of mappings and lists."""
-    if isinstance(value, (Mapping, list)) and value:
-        for name, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from _flat(item, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from greats_jax.errors import TaskError
 from greats_jax.tasks.config import TaskConfig
-from greats_jax.tasks.material import Material, first_shots
+from greats_jax.tasks.material import Material, ungrouped
 from greats_jax.tasks.metrics import final_number
 from greats_jax.tasks.original_files import Placed, read_splits
 from greats_jax.tasks.questions import Benchmark, Question
@@ -35,18 +35,15 @@ def load_gsm8k(config: TaskConfig) -> Material:
         hub_configuration="main",
     )
     known = [_question(row, "validation", number) for number, row in enumerate(learn)]
-    worked = first_shots(
-        [f"{question.prompt}\n{question.opening}{question.reference}\n\n" for question in known], shots, path
-    )
-    asked = [_question(row, "test", number) for number, row in enumerate(test, first)]
+    asked = tuple(_question(row, "test", number) for number, row in enumerate(test, first))
     benchmark = Benchmark(
         "gsm8k",
-        tuple(question._replace(shots=worked) for question in asked),
+        asked,
         "number",
         config.max_new_tokens or 256,
         stops=("Question:", "<|user|>"),
     )
-    return Material("gsm8k", tuple(known[: config.n_validation]), tuple(asked), benchmark)
+    return ungrouped(benchmark, known, config.n_validation, shots, path)
 
 
 def _question(row: Placed, split: str, number: int) -> Question:

@@ -67,3 +67,24 @@ def first_shots(shots: Sequence[str], count: int, where: str) -> tuple[str, ...]
     if count > len(shots):
         raise TaskError(f"{where}: task.shots is {count}, but there are only {len(shots)} worked examples: lower it")
     return tuple(shots[:count])
+
+
+def ungrouped(benchmark: Benchmark, known: Sequence[Question], n_validation: int, shots: int, where: str) -> Material:
+    """The material of a benchmark without groups, whose worked examples are the questions to learn from, answered.
+
+    Args:
+        benchmark: With its questions as they are asked of a model that is being trained, without worked examples.
+        known: Questions to learn from: the first steer the selection, and the first are the worked examples.
+        n_validation: Most of them that steer.
+        shots: Worked examples before each question of the benchmark.
+        where: Where the questions are from, for the message.
+
+    Raises:
+        TaskError: There are fewer worked examples.
+    """
+    worked = [f"{question.prompt}\n{question.opening}{question.reference}\n\n" for question in known]
+    shown = first_shots(worked, shots, where)
+    asked = tuple(question._replace(shots=shown) for question in benchmark.questions)
+    return Material(
+        benchmark.name, tuple(known[:n_validation]), benchmark.questions, benchmark._replace(questions=asked)
+    )

@@ -5,7 +5,7 @@ from typing import Any
 
 from greats_jax.errors import TaskError
 from greats_jax.tasks.config import TaskConfig
-from greats_jax.tasks.material import Material, first_shots
+from greats_jax.tasks.material import Material, ungrouped
 from greats_jax.tasks.metrics import check_metric
 from greats_jax.tasks.original_files import Placed, read_splits
 from greats_jax.tasks.questions import Benchmark, Question
@@ -40,18 +40,15 @@ def load_own_questions(config: TaskConfig) -> Material:
     metric = config.metric or ("choice" if all("choices" in row.fields for row in learn + test) else "exact")
     check_metric(metric)
     known = [_question(row, "validation", number, metric) for number, row in enumerate(learn)]
-    asked = [_question(row, "test", number, metric) for number, row in enumerate(test, first)]
-    worked = first_shots(
-        [f"{question.prompt}\n{question.opening}{question.reference}\n\n" for question in known], shots, path
-    )
+    asked = tuple(_question(row, "test", number, metric) for number, row in enumerate(test, first))
     benchmark = Benchmark(
         "questions",
-        tuple(question._replace(shots=worked) for question in asked),
+        asked,
         metric,
         0 if metric == "choice" else config.max_new_tokens or 64,
         stops=() if metric == "choice" else ("<|user|>",),
     )
-    return Material("questions", tuple(known[: config.n_validation]), tuple(asked), benchmark)
+    return ungrouped(benchmark, known, config.n_validation, shots, path)
 
 
 def _question(row: Placed, split: str, number: int, metric: str) -> Question:

@@ -1,7 +1,7 @@
 """SAMSum and its like: short summaries of dialogues."""
 
 from greats_jax.tasks.config import TaskConfig
-from greats_jax.tasks.material import Material, first_shots
+from greats_jax.tasks.material import Material, ungrouped
 from greats_jax.tasks.original_files import Placed, read_splits
 from greats_jax.tasks.questions import Benchmark, Question
 
@@ -31,18 +31,15 @@ def load_samsum(config: TaskConfig) -> Material:
         hub_configuration="",
     )
     known = [_question(row, "validation", number) for number, row in enumerate(learn)]
-    worked = first_shots(
-        [f"{question.prompt}\n{question.opening}{question.reference}\n\n" for question in known], shots, path
-    )
-    asked = [_question(row, "test", number) for number, row in enumerate(test, first)]
+    asked = tuple(_question(row, "test", number) for number, row in enumerate(test, first))
     benchmark = Benchmark(
         "samsum",
-        tuple(question._replace(shots=worked) for question in asked),
+        asked,
         "rouge",
         config.max_new_tokens or 128,
         stops=("\n\n", "<|user|>"),
     )
-    return Material("samsum", tuple(known[: config.n_validation]), tuple(asked), benchmark)
+    return ungrouped(benchmark, known, config.n_validation, shots, path)
 
 
 def _question(row: Placed, split: str, number: int) -> Question:

@@ -11,7 +11,7 @@ The rules of reading are the same for the file and for overrides:
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def dotted(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a tree that `plain` made; an empty section or list is a value."""
+    if isinstance(tree, (dict, list)) and tree:
+        for name, item in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from dotted(item, f"{above}.{name}" if above else str(name))
+    else:
+        yield above, tree
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

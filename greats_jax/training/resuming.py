@@ -1,6 +1,6 @@
 """Going on with a run: whether it is the same one, and the newest of its checkpoints that is whole."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax
 from greats_jax.errors import ConfigError, RunError
 from greats_jax.training.checkpoints import Checkpoints
 from greats_jax.training.config import TrainConfig
-from greats_jax.training.config_loading import load_config, plain
+from greats_jax.training.config_loading import dotted, load_config, plain
 from greats_jax.training.fingerprints import fingerprint_of_arrays, fingerprint_of_examples
 from greats_jax.training.inputs import ExampleFacts
 from greats_jax.training.jsonl import read_json_lines
@@ -36,7 +36,7 @@ def check_same_run(folder: Path, config: TrainConfig) -> None:
     Raises:
         ConfigError: It would compute something else; its notes are the keys that differ, one a line.
     """
-    old, new = (dict(_flat(plain(one))) for one in (load_config(folder / CONFIG), config))
+    old, new = (dict(dotted(plain(one))) for one in (load_config(folder / CONFIG), config))
     keys = [key for key in {**old, **new} if key.split(".")[0] not in MAY_CHANGE]
     differing = [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in keys if old.get(key) != new.get(key)]
     if differing:
@@ -125,16 +125,6 @@ def _check_origin(folder: Path, old: dict[str, Any], new: dict[str, Any], notice
     old, new = ({"platform": one["platform"], **one["packages"]} for one in (old, new))
     if changed := [f"{name} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]:
         notice(f"changed since the run began, so that numbers may differ in their last bits: {', '.join(changed)}")
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a tree of dictionaries and sequences."""
-    if isinstance(value, (dict, list, tuple)) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, item in items:
-            yield from _flat(item, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
 
 
 def _shown(values: dict[str, Any], key: str) -> str:

@@ -10,7 +10,7 @@ from greats_jax.experiments.comparison_config import CONTROLS
 from greats_jax.experiments.manifest import Manifest, is_comparison
 from greats_jax.experiments.outcomes import REGULAR
 from greats_jax.experiments.wording import failures
-from greats_jax.training.config_loading import plain
+from greats_jax.training.config_loading import dotted, plain
 from greats_jax.training.result import RunResult
 from greats_jax.training.run_folder import CONFIG, SUMMARY
 from greats_jax.training.step import TARGET_ONLY
@@ -223,12 +223,6 @@ def _named(listed: Sequence[tuple[str | None, str, RunResult]]) -> tuple[Member,
     return tuple(sorted(members, key=lambda m: (order[m.setting], methods[m.method], m.seed)))
 
 
-def flat(tree: Any, above: str = "") -> dict[str, str]:
+def flat(tree: Any) -> dict[str, str]:
     """Dotted keys of nested sections and lists, with their values as text."""
-    if isinstance(tree, (dict, list)) and tree:
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        found: dict[str, str] = {}
-        for key, value in items:
-            found |= flat(value, f"{above}.{key}" if above else str(key))
-        return found
-    return {above: "null" if tree is None else str(tree)}
+    return {key: "null" if value is None else str(value) for key, value in dotted(tree)}
