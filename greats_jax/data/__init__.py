@@ -1,6 +1,6 @@
 """Training data: records, chat formatting with label masks, mixtures, and candidates as a pure function of the step."""
 
-from greats_jax.data.building import TokenizedRecords, build_pool, padding_token, tokenize_records
+from greats_jax.data.building import RecordTokenizer, TokenizedRecords, build_pool, padding_token
 from greats_jax.data.config import BadRecordPolicy, DataConfig, RecordFormat, SourceConfig, Template
 from greats_jax.data.examples import Example, LanguageBatch, collate
 from greats_jax.data.formats import BadRecord, Conversation, Message, PlainText, PromptCompletion, Record, parse_record
@@ -30,6 +30,7 @@ __all__ = [
     "PromptCompletion",
     "Record",
     "RecordFormat",
+    "RecordTokenizer",
     "Rendered",
     "Renderer",
     "SourceConfig",
@@ -44,5 +45,4 @@ __all__ = [
     "parse_record",
     "permutation",
     "render",
-    "tokenize_records",
 ]

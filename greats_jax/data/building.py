@@ -41,6 +41,7 @@ def build_pool(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Pool:
     components: list[int] = []
     taken: set[str] = set()
     faults: list[str] = []
+    record_tokenizer = RecordTokenizer(config, tokenizer)
     for component, source in enumerate(config.sources):
         loaded = load_records(source, config.on_bad_record)
         for name, number in loaded.skipped.items():
@@ -48,7 +49,7 @@ def build_pool(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Pool:
         for item in loaded.records:
             counts.setdefault(item.source, Counter()).update(read=1)
         sampled = _subsample(loaded.records, config.percentage, (config.seed, component), counts)
-        tokenized = tokenize_records(sampled, config, tokenizer)
+        tokenized = record_tokenizer.tokenize(sampled)
         faults += [fault for fault in (loaded.first_fault, tokenized.first_fault) if fault]
         for name, count in tokenized.counts.items():
             counts[name].update(count)
@@ -89,68 +90,77 @@ class TokenizedRecords:
     first_fault: str | None
 
 
-def tokenize_records(
-    records: Iterable[LoadedRecord], config: DataConfig, tokenizer: PreTrainedTokenizerBase
-) -> TokenizedRecords:
+class RecordTokenizer:
     """Renders and tokenizes records; those without any label are dropped and counted.
 
     Args:
-        records: The records.
         config: Template, longest example, and what to do with bad records.
         tokenizer: The model's tokenizer.
 
-    Returns:
-        The examples. The name of each is its record's `id`, else source and line.
-
     Raises:
-        DataError: A record cannot be rendered, and bad records are not to be skipped.
+        DataError: The tokenizer is a slow one.
     """
-    renderer = Renderer(tokenizer, config.template)
-    counts: dict[str, Counter[str]] = {}
-    usable: list[LoadedRecord] = []
-    rendered: list[Rendered] = []
-    first_fault = None
-    for item in records:
-        count = counts.setdefault(item.source, Counter())
-        try:
-            rendered.append(renderer.render(item.record))
-            usable.append(item)
-        except BadRecord as fault:
-            message = f"{item.place}: {fault}"
-            check_policy(message, config.on_bad_record)
-            count["bad"] += 1
-            first_fault = first_fault or message
-    split = [config.long_text == "split" and isinstance(item.record, PlainText) for item in usable]
-    encoded = _encode(rendered, split, Encoder(tokenizer, config.max_length))
-    examples: list[Example] = []
-    kept: list[LoadedRecord] = []
-    for item, text, pieces in zip(usable, rendered, encoded, strict=True):
-        count = counts[item.source]
-        labelled = [piece for piece in pieces if piece.label_mask.any()]
-        if not labelled:
-            # Words of the assistant that lie beyond max_length are another matter than no words at all.
-            count["cut_away" if text.spans and pieces[0].truncated else "no_labels"] += 1
-            continue
-        count["kept"] += 1
-        count["truncated"] += int(pieces[0].truncated)
-        for number, piece in enumerate(labelled, start=1):
-            name = _name(item) if number == 1 else f"{_name(item)}#{number}"
-            examples.append(Example(name, item.source, piece.input_ids, piece.label_mask))
-        kept += [item] if len(labelled) == 1 else [_part(item, piece, tokenizer) for piece in labelled]
-    return TokenizedRecords(examples, kept, counts, first_fault)
 
+    def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase):
+        self._config, self._tokenizer = config, tokenizer
+        # One for all sources: the encoder's own copy of a vocabulary of 49,152 takes 0.4 s.
+        self._renderer = Renderer(tokenizer, config.template)
+        self._encoder = Encoder(tokenizer, config.max_length)
 
-def _encode(rendered: list[Rendered], split: list[bool], encoder: Encoder) -> list[list[Encoded]]:
-    """The pieces of every text: one, except of those that are to be split."""
-    whole = iter(encoder.encode([text for text, cut in zip(rendered, split, strict=True) if not cut]))
-    pieces = iter(encoder.split([text for text, cut in zip(rendered, split, strict=True) if cut]))
-    return [next(pieces) if cut else [next(whole)] for cut in split]
+    def tokenize(self, records: Iterable[LoadedRecord]) -> TokenizedRecords:
+        """Tokenizes records.
 
+        Args:
+            records: The records.
 
-def _part(item: LoadedRecord, piece: Encoded, tokenizer: PreTrainedTokenizerBase) -> LoadedRecord:
-    """A record that says what one piece of a text says."""
-    text = str(tokenizer.decode(piece.input_ids, skip_special_tokens=True))
-    return item._replace(record=PlainText(text), original={**item.original, "text": text})
+        Returns:
+            The examples. The name of each is its record's `id`, else source and line.
+
+        Raises:
+            DataError: A record cannot be rendered, and bad records are not to be skipped.
+        """
+        counts: dict[str, Counter[str]] = {}
+        usable: list[LoadedRecord] = []
+        rendered: list[Rendered] = []
+        first_fault = None
+        for item in records:
+            count = counts.setdefault(item.source, Counter())
+            try:
+                rendered.append(self._renderer.render(item.record))
+                usable.append(item)
+            except BadRecord as fault:
+                message = f"{item.place}: {fault}"
+                check_policy(message, self._config.on_bad_record)
+                count["bad"] += 1
+                first_fault = first_fault or message
+        split = [self._config.long_text == "split" and isinstance(item.record, PlainText) for item in usable]
+        examples: list[Example] = []
+        kept: list[LoadedRecord] = []
+        for item, text, pieces in zip(usable, rendered, self._encode(rendered, split), strict=True):
+            count = counts[item.source]
+            labelled = [piece for piece in pieces if piece.label_mask.any()]
+            if not labelled:
+                # Words of the assistant that lie beyond max_length are another matter than no words at all.
+                count["cut_away" if text.spans and pieces[0].truncated else "no_labels"] += 1
+                continue
+            count["kept"] += 1
+            count["truncated"] += int(pieces[0].truncated)
+            for number, piece in enumerate(labelled, start=1):
+                name = _name(item) if number == 1 else f"{_name(item)}#{number}"
+                examples.append(Example(name, item.source, piece.input_ids, piece.label_mask))
+            kept += [item] if len(labelled) == 1 else [self._part(item, piece) for piece in labelled]
+        return TokenizedRecords(examples, kept, counts, first_fault)
+
+    def _encode(self, rendered: list[Rendered], split: list[bool]) -> list[list[Encoded]]:
+        """The pieces of every text: one, except of those that are to be split."""
+        whole = iter(self._encoder.encode([text for text, cut in zip(rendered, split, strict=True) if not cut]))
+        pieces = iter(self._encoder.split([text for text, cut in zip(rendered, split, strict=True) if cut]))
+        return [next(pieces) if cut else [next(whole)] for cut in split]
+
+    def _part(self, item: LoadedRecord, piece: Encoded) -> LoadedRecord:
+        """A record that says what one piece of a text says."""
+        text = str(self._tokenizer.decode(piece.input_ids, skip_special_tokens=True))
+        return item._replace(record=PlainText(text), original={**item.original, "text": text})
 
 
 def check_policy(message: str, on_bad_record: BadRecordPolicy) -> None:

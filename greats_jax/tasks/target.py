@@ -10,11 +10,11 @@ from greats_jax.data import (
     Encoder,
     Example,
     Pool,
+    RecordTokenizer,
     Renderer,
     SourceConfig,
     load_records,
     permutation,
-    tokenize_records,
 )
 from greats_jax.errors import TaskError
 from greats_jax.tasks.bbh import load_bbh
@@ -153,7 +153,7 @@ def _own_examples(
     """Examples of a file in order, without repetitions, and the number of records that have no label."""
     source = SourceConfig(path=path)
     loaded = load_records(source, data_config.on_bad_record)
-    tokenized = tokenize_records(loaded.records, data_config, tokenizer)
+    tokenized = RecordTokenizer(data_config, tokenizer).tokenize(loaded.records)
     examples = [
         example._replace(id=f"{prefix}-{item.line}")
         for item, example in zip(tokenized.records, tokenized.examples, strict=True)
