@@ -75,9 +75,11 @@ def test_a_terminal_has_one_bar_over_all_updates(plan):
     assert "regular-0: test perplexity 3.25 in" in shown  # what it was at first was seen by an earlier call
 
 
-def test_notices_name_the_run(plan):
+def test_notices_name_the_first_run_that_gave_them(plan):
     stream = io.StringIO()
     view = ComparisonView(stream)
     view.begun(plan, 0)
-    view.run_begun(plan.runs[0]).record(Noticed("the loss has spiked"))
-    assert "greats-0: the loss has spiked\n" in stream.getvalue()
+    for run in plan.runs[:2]:
+        view.run_begun(run).record(Noticed("12 questions are too long"))
+    assert "greats-0: 12 questions are too long\n" in stream.getvalue()
+    assert stream.getvalue().count("too long") == 1

@@ -101,6 +101,7 @@ class ComparisonView:
         self._run_clock = time.monotonic()
         self._name, self._first, self._last = "", None, None
         self._step = self._went_on_after = 0
+        self._notices: set[str] = set()
 
     def begun(self, plan: Plan, finished: int) -> None:
         """The comparison goes on after so many finished runs."""
@@ -152,7 +153,9 @@ class ComparisonView:
                 self._last = metrics
                 self._refresh(f"update {step}")
             case Noticed(text):
-                if not text.startswith("compiling"):
+                # What is true of the data is told by every run alike.
+                if not text.startswith("compiling") and text not in self._notices:
+                    self._notices.add(text)
                     self._say(f"{self._name}: {text}")
 
     def run_ended(self, run: PlannedRun, failure: str | None) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from greats_jax.experiments.curves import read_curves
 from greats_jax.experiments.manifest import Manifest
+from greats_jax.experiments.numbers import number
 from greats_jax.experiments.outcomes import Outcome, outcomes
 from greats_jax.experiments.verdict import verdict
-from greats_jax.experiments.wording import failures, is_loss, number, perplexity, relative, with_limits
+from greats_jax.experiments.wording import failures, is_loss, perplexity, relative, with_limits
 from greats_jax.training.run_folder import write_whole
 
 SUMMARY_FILE = "summary.md"
@@ -54,8 +55,8 @@ def _losses(every: Sequence[Outcome]) -> Table:
             relative(outcome.against_regular),
             relative(outcome.against_regular_in_time),
             f"{outcome.reached} of {outcome.aimed}" if outcome.aimed else "-",
-            "" if outcome.steps_to_target is None else number(outcome.steps_to_target.mean),
-            "" if outcome.seconds_to_target is None else number(outcome.seconds_to_target.mean),
+            "" if outcome.steps_to_target is None else number(outcome.steps_to_target.mean, 4),
+            "" if outcome.seconds_to_target is None else number(outcome.seconds_to_target.mean, 4),
             f"{outcome.n} ({outcome.diverged} diverged)" if outcome.diverged else str(outcome.n),
         )
         for outcome in every

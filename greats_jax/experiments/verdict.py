@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 
 from greats_jax.experiments.comparison_config import CONTROLS
+from greats_jax.experiments.numbers import number
 from greats_jax.experiments.outcomes import RANDOM, REGULAR, TARGET_ONLY, Outcome
 from greats_jax.experiments.statistics import Difference
-from greats_jax.experiments.wording import exponential, number, probability
+from greats_jax.experiments.wording import exponential, probability
 
 _SURE = 0.05
 
@@ -24,6 +25,11 @@ def verdict(outcomes: Sequence[Outcome], asked: Sequence[str] = ()) -> str:
         of_setting = [outcome for outcome in outcomes if outcome.setting == setting]
         text = _of_setting(of_setting, asked)
         parts.append(f"With {setting}: {text}" if setting else text)
+    if len(settings) > 1:
+        parts.append(
+            f"Each of these {len(settings)} settings is judged by itself, at the level of {100 * _SURE:.0f} %: of "
+            f"twenty settings without any difference about one would seem to have one."
+        )
     return "\n\n".join(parts) if parts else "No run has finished yet."
 
 
@@ -128,7 +134,7 @@ def _diverged(outcome: Outcome) -> str:
 
 
 def _perplexity(outcome: Outcome) -> str:
-    return number(exponential(outcome.final.mean))
+    return number(exponential(outcome.final.mean), 4)
 
 
 def _split(outcome: Outcome) -> str:

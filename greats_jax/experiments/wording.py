@@ -3,19 +3,13 @@
 import math
 from collections.abc import Mapping
 
+from greats_jax.experiments.numbers import number
 from greats_jax.experiments.statistics import Difference, Interval
 
 
 def is_loss(metric: str) -> bool:
     """Whether a metric is a loss in nats per token, which is shown as a perplexity."""
     return metric.split("/")[-1].endswith("_loss")
-
-
-def number(value: float) -> str:
-    """Four significant digits; - for none."""
-    if not math.isfinite(value):
-        return "-"
-    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 def perplexity(loss: Interval) -> str:
@@ -26,21 +20,21 @@ def perplexity(loss: Interval) -> str:
 def with_limits(value: Interval) -> str:
     """12.3 [11.9, 12.8], or the mean alone where there is no interval."""
     if math.isnan(value.low) or math.isnan(value.high):
-        return number(value.mean)
-    return f"{number(value.mean)} [{number(value.low)}, {number(value.high)}]"
+        return number(value.mean, 4)
+    return f"{number(value.mean, 4)} [{number(value.low, 4)}, {number(value.high, 4)}]"
 
 
 def relative(difference: Difference | None) -> str:
     """A difference of losses as that of perplexities in percent: -3.2 % [-5.0, -1.1], p 0.01."""
     if difference is None or not difference.n:
         return ""
-    mean = f"{percent(difference.mean)} %"
+    mean = f"{change(difference.mean)} %"
     if math.isnan(difference.low):
         return mean
-    return f"{mean} [{percent(difference.low)}, {percent(difference.high)}], {probability(difference.p)}"
+    return f"{mean} [{change(difference.low)}, {change(difference.high)}], {probability(difference.p)}"
 
 
-def percent(difference: float) -> str:
+def change(difference: float) -> str:
     """A difference of losses as that of perplexities in percent, signed."""
     value = 100 * (exponential(difference) - 1)
     return f"{value:+,.0f}" if abs(value) >= 100 else f"{value:+.1f}"

@@ -198,9 +198,11 @@ def scores_of(measured: Mapping[str, Measured], tasks: Sequence[str]) -> dict[st
 
 def too_long(measured: Mapping[str, Measured], max_length: int) -> list[str]:
     """What to say of tasks whose prompts did not fit, one line each."""
-    return [
-        f"{task}: to fit in {max_length} tokens (data.max_length), the prompts of {one.questions:,} questions lost "
-        f"{one.dropped_shots:,} worked examples, and {one.shortened:,} prompts their beginning"
-        for task, one in measured.items()
-        if one.dropped_shots or one.shortened
-    ]
+    lines = []
+    for task, one in measured.items():
+        lost = [f"they lost {one.dropped_shots:,} worked examples"] if one.dropped_shots else []
+        lost += [f"{one.shortened:,} lost their beginning"] if one.shortened else []
+        if lost:
+            prompts = f"the prompts of {one.questions:,} questions"
+            lines.append(f"{task}: {prompts} had to fit in {max_length} tokens (data.max_length): {' and '.join(lost)}")
+    return lines

@@ -126,7 +126,6 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
 
 DEFAULT = [
     ("data", True, "greats", "one pass"),
-    ("fsdp", True, "greats", "two passes"),
     ("all", False, "greats", "one pass"),
     ("all", True, "greats", "groups, two passes, cached"),
 ]

@@ -72,7 +72,7 @@ def test_a_run_says_once_that_prompts_do_not_fit(config_file, questions, tmp_pat
     _, heard = fit(config_file, questions, tmp_path / "short", "data.max_length=11", "measure=always")
     said = [event.text for event in heard.events if isinstance(event, Noticed) and "data.max_length" in event.text]
     assert len(said) == 1
-    assert "prompts their beginning" in said[0]
+    assert "lost their beginning" in said[0]
 
 
 def test_scores_of_several_tasks_carry_their_names():
@@ -87,6 +87,9 @@ def test_scores_of_several_tasks_carry_their_names():
 def test_what_did_not_fit_is_said():
     measured = {"a": Measured({}, {}, (), 40, 3, 1), "b": Measured({}, {}, (), 7, 0, 0)}
     assert too_long(measured, 512) == [
-        "a: to fit in 512 tokens (data.max_length), the prompts of 40 questions lost 3 worked examples, and 1 prompts "
-        "their beginning"
+        "a: the prompts of 40 questions had to fit in 512 tokens (data.max_length): they lost 3 worked examples and "
+        "1 lost their beginning"
+    ]
+    assert too_long({"a": Measured({}, {}, (), 40, 0, 12)}, 256) == [
+        "a: the prompts of 40 questions had to fit in 256 tokens (data.max_length): 12 lost their beginning"
     ]

@@ -133,7 +133,7 @@ def test_dropout_is_drawn_in_training_and_not_in_evaluation(finished_run: Finish
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("method=regular", "update_weighting=tokens"),
+        pytest.param(("method=regular", "update_weighting=tokens"), marks=pytest.mark.slow),
         pytest.param(
             (
                 "method=greats_first_order",
@@ -144,7 +144,9 @@ def test_dropout_is_drawn_in_training_and_not_in_evaluation(finished_run: Finish
             marks=pytest.mark.slow,
         ),
         ("model.dtype=bfloat16", "data.buckets=2", "data.group_by_length=true"),
-        ("scoring.passes=two", "scoring.micro_batches=2", "model.remat=full", "lora=null"),
+        pytest.param(
+            ("scoring.passes=two", "scoring.micro_batches=2", "model.remat=full", "lora=null"), marks=pytest.mark.slow
+        ),
         pytest.param(
             ("scoring.upper_layers=1", "scoring.projection=64", "scoring.leaves=q_proj|v_proj"), marks=pytest.mark.slow
         ),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from greats_jax.experiments.curves import curve_of
+from greats_jax.experiments.numbers import duration, number, percent
 from greats_jax.experiments.outcomes import Outcome, headline_metric, outcomes
 from greats_jax.experiments.report.choice import choice_section, choosing
 from greats_jax.experiments.report.curve_charts import title_of
@@ -12,7 +13,6 @@ from greats_jax.experiments.report.document import Fact, Report, Section
 from greats_jax.experiments.report.examples import Texts, read_texts
 from greats_jax.experiments.report.expense import expense_section
 from greats_jax.experiments.report.members import Member, Members, gather
-from greats_jax.experiments.report.numbers import duration, number, percent
 from greats_jax.experiments.report.picks import by_source, candidacies, mean_shares
 from greats_jax.experiments.report.results import curves_section, methods_section
 from greats_jax.experiments.report.settings import settings_section, versions_section

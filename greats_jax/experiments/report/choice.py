@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from greats_jax.experiments.numbers import listed, number, percent, times
 from greats_jax.experiments.report.document import Block, Chart, Charts, Key, Section, Table
 from greats_jax.experiments.report.examples import Texts
 from greats_jax.experiments.report.members import Members
-from greats_jax.experiments.report.numbers import listed, number, percent, times
 from greats_jax.experiments.report.overlap import Overlap, overlaps
 from greats_jax.experiments.report.picks import (
     Candidacies,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from greats_jax.experiments.curves import Curve
+from greats_jax.experiments.numbers import MISSING, listed, number
 from greats_jax.experiments.report.bands import Band, band
 from greats_jax.experiments.report.document import Chart, Key, Table
 from greats_jax.experiments.report.members import Member
-from greats_jax.experiments.report.numbers import MISSING, listed, number
 from greats_jax.experiments.report.pictures import line_style
 from greats_jax.experiments.report.styles import PAPER
 from greats_jax.experiments.wording import is_loss

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from greats_jax.experiments.numbers import MISSING, duration, percent, size
 from greats_jax.experiments.report.costs import PARTS, Memory, largest_memory, mean_seconds
 from greats_jax.experiments.report.document import Block, Chart, Charts, Key, Section, Table
 from greats_jax.experiments.report.members import Member, Members
-from greats_jax.experiments.report.numbers import MISSING, duration, percent, size
 from greats_jax.experiments.report.outcome_charts import names_of_settings
 from greats_jax.experiments.report.pictures import bar_style
 

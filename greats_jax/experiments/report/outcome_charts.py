@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from greats_jax.experiments.numbers import MISSING, listed
 from greats_jax.experiments.outcomes import RANDOM, Outcome
 from greats_jax.experiments.report.curve_charts import leave_out, logarithmic, title_of
 from greats_jax.experiments.report.document import Chart, Key, Table
-from greats_jax.experiments.report.numbers import MISSING, listed
 from greats_jax.experiments.report.pictures import line_style
 from greats_jax.experiments.report.styles import INK, PAPER, styles_of_methods
 from greats_jax.experiments.statistics import Difference
-from greats_jax.experiments.wording import exponential, percent, perplexity, relative
+from greats_jax.experiments.wording import change, exponential, perplexity, relative
 
 _FAR = 5.0  # times as far from 0 as all others: such a method would leave these no room
 _NEAR = 25.0  # percent; less is never far
@@ -112,7 +112,7 @@ def _interval(axes: Any, row: float, difference: Difference | None, look: int) -
     if mean > edge:
         axes.plot([edge], [row], **(style | {"linestyle": "none", "marker": ">", "markersize": 6, "clip_on": False}))
         axes.annotate(
-            f"{percent(difference.mean)} %",
+            f"{change(difference.mean)} %",
             (edge, row),
             xytext=(-6, 0),
             textcoords="offset points",

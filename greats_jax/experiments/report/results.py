@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from greats_jax.experiments.curves import Curve
+from greats_jax.experiments.numbers import MISSING, duration, percent
 from greats_jax.experiments.outcomes import RANDOM, REGULAR, Outcome
 from greats_jax.experiments.report.curve_charts import curve_chart, perplexity_chart, title_of, training_chart
 from greats_jax.experiments.report.document import Block, Charts, Heading, Key, Section, Table
 from greats_jax.experiments.report.members import Members
-from greats_jax.experiments.report.numbers import MISSING, duration, percent
 from greats_jax.experiments.report.outcome_charts import difference_chart, setting_chart
 from greats_jax.experiments.statistics import Interval
 from greats_jax.experiments.wording import is_loss, perplexity, relative, with_limits

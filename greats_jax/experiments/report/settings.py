@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from greats_jax.experiments.numbers import MISSING, number
 from greats_jax.experiments.report.document import Block, Folded, Section, Table
 from greats_jax.experiments.report.members import Member, Members, flat
-from greats_jax.experiments.report.numbers import MISSING, number
 from greats_jax.training.config_loading import plain, to_yaml
 
 _MOST_RUNS = 8  # of more, the table is shown when asked for

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from greats_jax.experiments.numbers import number, percent
 from greats_jax.experiments.report.choice import Picks, choosing
 from greats_jax.experiments.report.document import Block, Examples, Section, ShownExample
 from greats_jax.experiments.report.examples import Standing, Texts, standings
 from greats_jax.experiments.report.members import Members
-from greats_jax.experiments.report.numbers import number, percent
 
 _SHOWN = 6
 _LONGEST = 2500  # characters of a part of an example: a page must not grow by the length of a book
