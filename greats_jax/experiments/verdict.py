@@ -26,8 +26,8 @@ def verdict(outcomes: Sequence[Outcome], asked: Sequence[str] = ()) -> str:
         text = _of_setting(of_setting, asked)
         parts.append(f"With {setting}: {text}" if setting else text)
     if len(settings) > 1:
-        parts.append(
-            f"Each of these {len(settings)} settings is judged by itself, at the level of {100 * _SURE:.0f} %: of "
+        parts[-1] += (
+            f" Each of these {len(settings)} settings is judged by itself, at the level of {100 * _SURE:.0f} %: of "
             f"twenty settings without any difference about one would seem to have one."
         )
     return "\n\n".join(parts) if parts else "No run has finished yet."
