@@ -1,7 +1,7 @@
 """What a comparison found: methods at equal updates, equal time and equal candidates, and how soon they got there."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,14 @@ from greats_jax.experiments.curves import Curve
 from greats_jax.experiments.statistics import Difference, Interval, holm, interval, paired_difference
 
 REGULAR, RANDOM, TARGET_ONLY = "regular", "random_k", "target_only"
+
+
+class Readings(NamedTuple):
+    """The losses of one method in one setting, by seed: NaN of a seed that diverged, wherever its curve is read."""
+
+    final: dict[int, float]
+    equal_seconds: dict[int, float]
+    equal_candidates: dict[int, float]
 
 
 class Outcome(NamedTuple):
@@ -37,11 +45,12 @@ class Outcome(NamedTuple):
         seconds_share: The same time over the whole training time of the target method, within seeds.
         reached: Seeds that came there.
         aimed: Seeds in which there was something to reach: the target method ended lower than it began.
-        n: Seeds with a finite loss at the end, which means and intervals are over.
-        diverged: Seeds without one.
+        n: Seeds whose last loss is finite, which means and intervals are over.
+        diverged: Seeds whose last loss is not.
         scores: Everything else that was measured last, by name.
         metric: The loss that all of this is about.
         target: The method that had to be reached.
+        by_seed: What the means of the three losses are of.
     """
 
     setting: str
@@ -64,14 +73,7 @@ class Outcome(NamedTuple):
     scores: dict[str, Interval]
     metric: str
     target: str
-
-
-class _Readings(NamedTuple):
-    """Numbers of one method in one setting, by seed."""
-
-    final: dict[int, float]
-    seconds: dict[int, float]
-    candidates: dict[int, float]
+    by_seed: Readings
 
 
 class _Times(NamedTuple):
@@ -123,22 +125,20 @@ def _of_setting(curves: Sequence[Curve], metric: str, target: str) -> list[Outco
     # A handful of validation rows is soon learnt: the time it takes to learn them alone would be none for the others.
     drawing = {seed: [c for c in every if c.draws] for seed, every in of_seed.items()}
     seconds = {seed: min(float(c.seconds[-1]) for c in drawing[seed] or every) for seed, every in of_seed.items()}
-    of_pool = {place: curve for place, curve in by.items() if curve.draws}
     candidates = {seed: min((int(c.candidates[-1]) for c in every), default=0) for seed, every in drawing.items()}
+    own = {method: [by[method, seed] for seed in seeds if (method, seed) in by] for method in methods}
     read = {
-        method: _Readings(
-            final=_at(by, method, seeds, lambda c: _read(c.steps, c.metrics[metric], steps[c.seed])),
-            seconds=_at(by, method, seeds, lambda c: _read(c.seconds, c.metrics[metric], seconds[c.seed])),
-            candidates=_at(
-                of_pool, method, seeds, lambda c: _read(c.candidates, c.metrics[metric], candidates[c.seed])
-            ),
+        method: Readings(
+            final={c.seed: _read(c, c.steps, steps[c.seed], metric) for c in every},
+            equal_seconds={c.seed: _read(c, c.seconds, seconds[c.seed], metric) for c in every},
+            equal_candidates={c.seed: _read(c, c.candidates, candidates[c.seed], metric) for c in every if c.draws},
         )
-        for method in methods
+        for method, every in own.items()
     }
-    final, in_time = ({m: getattr(read[m], name) for m in methods} for name in ("final", "seconds"))
+    diverged = {method: sum(_diverged(curve, metric) for curve in every) for method, every in own.items()}
     against = {
-        (name, reference): _differences(values, reference)
-        for name, values in (("final", final), ("time", in_time))
+        (name, reference): _differences({method: getattr(one, name) for method, one in read.items()}, reference)
+        for name in ("final", "equal_seconds")
         for reference in (RANDOM, REGULAR)
     }
     times = {method: _to_target(by, method, target, seeds, metric) for method in methods}
@@ -146,46 +146,44 @@ def _of_setting(curves: Sequence[Curve], metric: str, target: str) -> list[Outco
         Outcome(
             setting=curves[0].setting,
             method=method,
-            final=_interval(final[method]),
-            equal_seconds=_interval(in_time[method]),
-            equal_candidates=_interval(read[method].candidates),
+            final=_interval(read[method].final),
+            equal_seconds=_interval(read[method].equal_seconds),
+            equal_candidates=_interval(read[method].equal_candidates),
             against_random=against["final", RANDOM].get(method),
             against_regular=against["final", REGULAR].get(method),
-            against_random_in_time=against["time", RANDOM].get(method),
-            against_regular_in_time=against["time", REGULAR].get(method),
+            against_random_in_time=against["equal_seconds", RANDOM].get(method),
+            against_regular_in_time=against["equal_seconds", REGULAR].get(method),
             steps_to_target=_some(times[method].steps),
             seconds_to_target=_some(times[method].seconds),
             steps_share=_some(times[method].steps_share),
             seconds_share=_some(times[method].seconds_share),
             reached=len(times[method].steps),
             aimed=len(times[method].aimed),
-            n=_finite(final[method]),
-            diverged=len(final[method]) - _finite(final[method]),
-            scores=_scores([by[method, seed] for seed in seeds if (method, seed) in by], metric),
+            n=len(own[method]) - diverged[method],
+            diverged=diverged[method],
+            scores=_scores(own[method], metric),
             metric=metric,
             target=target,
+            by_seed=read[method],
         )
         for method in methods
     ]
-
-
-def _at(
-    by: dict[tuple[str, int], Curve], method: str, seeds: Sequence[int], value: Callable[[Curve], float]
-) -> dict[int, float]:
-    return {seed: value(by[method, seed]) for seed in seeds if (method, seed) in by}
 
 
 def _interval(values: dict[int, float]) -> Interval:
     return interval(list(values.values()))
 
 
-def _finite(values: dict[int, float]) -> int:
-    return sum(map(math.isfinite, values.values()))
+def _diverged(curve: Curve, metric: str) -> bool:
+    return not math.isfinite(curve.metrics[metric][-1])
 
 
-def _read(places: np.ndarray, values: np.ndarray, place: float) -> float:
-    """A curve at a place between its first and last, on straight lines; NaN next to a value that is missing."""
-    return float(np.interp(place, places, values)) if len(places) else math.nan
+def _read(curve: Curve, places: np.ndarray, place: float, metric: str) -> float:
+    """A loss at a place between the first and the last, on straight lines; NaN next to a value that is missing.
+
+    A run that diverged has none anywhere: it may have done so after the place that shorter runs are compared at.
+    """
+    return math.nan if _diverged(curve, metric) else float(np.interp(place, places, curve.metrics[metric]))
 
 
 def _differences(values: dict[str, dict[int, float]], reference: str) -> dict[str, Difference]:

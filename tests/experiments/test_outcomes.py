@@ -108,6 +108,17 @@ def test_seeds_that_diverged_are_counted_apart():
     assert (found["random_k"].n, found["random_k"].diverged) == (3, 0)
 
 
+def test_a_seed_that_diverged_after_the_shortest_run_had_ended_counts_nowhere():
+    curves = [made_curve("fast", [3.0, 2.0, math.nan], seed=seed) for seed in range(3)]
+    curves += [made_curve("slow", [3.0, 2.5], seed=seed) for seed in range(3)]
+    curves += [made_curve("random_k", [3.0, 2.8, 2.6], seed=seed) for seed in range(3)]
+    fast = by_method(outcomes(curves))["fast"]
+    assert (fast.n, fast.diverged) == (0, 3)
+    assert [one.n for one in (fast.final, fast.equal_seconds, fast.equal_candidates)] == [0, 0, 0]
+    assert fast.against_random is not None
+    assert fast.against_random.n == 0
+
+
 @pytest.mark.parametrize("aim", [[3.0, 3.5], [3.0, 3.0], [3.0, math.nan]])
 def test_where_the_target_ended_no_lower_than_it_began_nothing_is_reached(aim):
     curves = [made_curve("regular", aim), made_curve("greats", [3.0, 2.0])]
