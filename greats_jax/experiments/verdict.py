@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from greats_jax.experiments.comparison_config import CONTROLS
 from greats_jax.experiments.numbers import number
 from greats_jax.experiments.outcomes import RANDOM, REGULAR, TARGET_ONLY, Outcome
+from greats_jax.experiments.ranking import Best, best_of
 from greats_jax.experiments.statistics import Difference
 from greats_jax.experiments.wording import exponential, probability
 
@@ -40,20 +41,19 @@ def _of_setting(every: Sequence[Outcome], asked: Sequence[str]) -> str:
     if not own:
         return "No selection method has finished here, so there is nothing to compare."
     lost = [_diverged(outcome) for outcome in every if outcome.diverged]
-    sound = [outcome for outcome in own if not outcome.diverged]
-    if not sound:
+    found = best_of(own)
+    if found is None:
         return " ".join([*lost, f"So whether {' or '.join(o.method for o in own)} pays cannot be told."])
-    best = min(sound, key=lambda outcome: outcome.final.mean)
+    best = found.outcome
     random, regular, target_only = (by.get(name) for name in (RANDOM, REGULAR, TARGET_ONLY))
     sentences = []
     if len(own) > 1:
-        sentences.append(f"Of {', '.join(o.method for o in own)}, {best.method} did best.")
+        sentences.append(f"Of {', '.join(o.method for o in own)}, {best.method} did best{_over(found, own)}.")
     sentences += lost
     sentences.append(_headline(best))
-    levels = [f"{best.method} {_perplexity(best)}"]
-    levels += [
-        f"{o.method} {_perplexity(o)}" for o in (random, regular, target_only) if o is not None and o is not best
-    ]
+    beside = [best, *(o for o in (random, regular, target_only) if o is not None and o is not best)]
+    uneven = len({o.n for o in beside}) > 1
+    levels = [f"{o.method} {_perplexity(o)}" + f" ({_seeds(o.n)})" * uneven for o in beside]
     sentences.append(f"Mean {_split(best)} perplexity after equally many updates: {', '.join(levels)}.")
     for name, at_end, in_time in (
         (RANDOM, best.against_random, best.against_random_in_time),
@@ -65,14 +65,23 @@ def _of_setting(every: Sequence[Outcome], asked: Sequence[str]) -> str:
             )
     if best.target in by and best.method != best.target:
         sentences.append(_to_target(best))
-    if target_only is not None and not target_only.diverged and target_only.final.mean < best.final.mean:
+    lower = None if target_only is None else best_of([best, target_only])
+    if lower is not None and lower.outcome is not best:
         sentences.append(
             f"Training on the validation examples alone (target_only) ended lower still, at "
-            f"{_perplexity(target_only)}: here they teach more than what was selected by them."
+            f"{_perplexity(lower.outcome)}: here they teach more than what was selected by them."
         )
     if best.n < 5:
         sentences.append(f"{_seeds(best.n)} can only show very large effects; five or more are advised.")
     return " ".join(sentences)
+
+
+def _over(found: Best, own: Sequence[Outcome]) -> str:
+    """Which seeds methods were ranked over, where these are not all seeds of each."""
+    if not found.seeds:
+        return ", each over seeds of its own"
+    fewer = any(len(found.seeds) < outcome.n for outcome in own if not outcome.diverged)
+    return f" over the {_seeds(len(found.seeds)).replace('one ', '')} they share" if fewer else ""
 
 
 def _headline(best: Outcome) -> str:

@@ -69,6 +69,23 @@ def test_a_method_that_diverged_is_never_best():
     assert text == "wild: 4 of 5 ended without a finite loss. So whether wild pays cannot be told."
 
 
+def test_methods_are_ranked_over_the_seeds_they_share():
+    # The seed that b lacks is a hard one: over its own seeds b would be ahead, though a is lower in every one of them.
+    hard = [0.0, 0.01, 0.02, 1.0]
+    curves = [made_curve("a", [4.5, 2.0 + level], seed=seed) for seed, level in enumerate(hard)]
+    curves += [made_curve("b", [4.5, 2.1 + level], seed=seed) for seed, level in enumerate(hard[:3])]
+    curves += [made_curve("random_k", [4.5, 2.2 + level], seed=seed) for seed, level in enumerate(hard[:3])]
+    text = verdict(outcomes(curves), ["a", "b"])
+    assert text.startswith("Of a, b, a did best over the 3 seeds they share. a ")
+    assert "a 9.56 (4 seeds), random_k 9.116 (3 seeds)." in text
+    apart = [made_curve("a", [4.5, 2.0]), made_curve("b", [4.5, 2.1], seed=1)]
+    assert verdict(outcomes(apart), ["a", "b"]).startswith("Of a, b, a did best, each over seeds of its own.")
+    both = [*curves[:4], made_curve("target_only", [4.5, 1.0 + hard[3]], seed=3)]
+    assert "(target_only) ended lower still" in verdict(outcomes(both), ["a"])
+    both[-1].metrics["test_loss"][-1] = 3.1
+    assert "(target_only) ended lower still" not in verdict(outcomes(both), ["a"])
+
+
 def test_chance_may_have_diverged():
     curves = [made_curve("greats", [4.5, 3.0], seed=seed) for seed in range(2)]
     curves += [made_curve("random_k", [4.5, math.nan], seed=seed) for seed in range(2)]

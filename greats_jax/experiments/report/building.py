@@ -7,6 +7,7 @@ from pathlib import Path
 from greats_jax.experiments.curves import curve_of
 from greats_jax.experiments.numbers import duration, number, percent
 from greats_jax.experiments.outcomes import Outcome, headline_metric, outcomes
+from greats_jax.experiments.ranking import best_of
 from greats_jax.experiments.report.choice import choice_section, choosing
 from greats_jax.experiments.report.curve_charts import title_of
 from greats_jax.experiments.report.document import Fact, Report, Section
@@ -92,8 +93,8 @@ def _facts_of_methods(members: Members, found: Sequence[Outcome]) -> tuple[Fact,
     setting = found[0].setting
     here = {outcome.method: outcome for outcome in found if outcome.setting == setting}
     asked = [here[method] for method in members.asked if method in here] or list(here.values())
-    # What has diverged with a seed did not do best, whatever its other seeds came to.
-    best = min(asked, key=lambda o: (o.diverged > 0, o.final.mean if math.isfinite(o.final.mean) else math.inf))
+    first = best_of(asked)
+    best = asked[0] if first is None else first.outcome
     title = title_of(best.metric)
     where = f" ({setting})" if len(members.settings) > 1 else ""
     facts = []

@@ -1,6 +1,5 @@
 """The sections on what came out: curves, and tables of the methods."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from greats_jax.experiments.curves import Curve
 from greats_jax.experiments.numbers import MISSING, duration, percent
 from greats_jax.experiments.outcomes import RANDOM, REGULAR, Outcome
+from greats_jax.experiments.ranking import best_of
 from greats_jax.experiments.report.curve_charts import curve_chart, perplexity_chart, title_of, training_chart
 from greats_jax.experiments.report.document import Block, Charts, Heading, Key, Section, Table
 from greats_jax.experiments.report.members import Members
@@ -16,6 +16,7 @@ from greats_jax.experiments.statistics import Interval
 from greats_jax.experiments.wording import is_loss, perplexity, relative, with_limits
 
 _DIVERGED = " Seeds that diverged ended without a finite loss; means and differences leave them out."
+_UNEVEN = " Methods have different seeds: the best is marked over those that all of a setting share."
 _SPLITS = ("test_loss", "validation_loss")
 _MOST_SCORES = 12  # charts of scores other than the two losses, of all settings together
 _FEWEST_SCORES = 2  # but of each setting so many
@@ -46,8 +47,8 @@ def methods_section(found: Sequence[Outcome]) -> Section:
             levels,
             f"{title}: mean over seeds and 95 % bootstrap interval. Equal time reads each curve where the fastest "
             "of the methods that draw from the pool had ended with its seed."
-            + _DIVERGED
-            * any(o.diverged for o in found),
+            + _DIVERGED * any(o.diverged for o in found)
+            + _UNEVEN * _uneven(found),
             best=("final", "equal_seconds", "equal_candidates"),
         )
     )
@@ -179,22 +180,26 @@ def _table(
         named = (outcome.setting,) if several else ()
         rows.append((*named, outcome.method, *(cell(outcome) for cell in columns.values())))
     marked = frozenset(
-        (row, column + 1 + len(setting))
-        for column, name in enumerate(best)
-        for one in dict.fromkeys(outcome.setting for outcome in found)
-        if (row := _lowest(found, one, name)) is not None
+        (row, column + 1 + len(setting)) for column, loss in enumerate(best) for row in _best(found, loss)
     )
     head = (*setting, "method", *(name.strip() for name in columns))
     return Table(head, tuple(rows), left=1 + len(setting), caption=caption, best=marked)
 
 
-def _lowest(found: Sequence[Outcome], setting: str, name: str) -> int | None:
-    values = {
-        row: getattr(outcome, name).mean
-        for row, outcome in enumerate(found)
-        if outcome.setting == setting and not outcome.diverged and math.isfinite(getattr(outcome, name).mean)
-    }
-    return min(values, key=lambda row: values[row]) if len(values) > 1 else None
+def _uneven(found: Sequence[Outcome]) -> bool:
+    """Whether methods of a setting that could be the best have not the same seeds."""
+    seeds = {(outcome.setting, frozenset(outcome.by_seed.final)) for outcome in found if not outcome.diverged}
+    return len(seeds) > len({setting for setting, _ in seeds})
+
+
+def _best(found: Sequence[Outcome], loss: str) -> list[int]:
+    """The row of the best method of each setting that has several."""
+    rows = []
+    for setting in dict.fromkeys(outcome.setting for outcome in found):
+        own = {row: outcome for row, outcome in enumerate(found) if outcome.setting == setting}
+        if len(own) > 1 and (first := best_of(list(own.values()), loss)) is not None:
+            rows += [row for row, outcome in own.items() if outcome is first.outcome]
+    return rows
 
 
 def _share(value: Interval | None) -> str:

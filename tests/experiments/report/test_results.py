@@ -49,6 +49,15 @@ def lose(run: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+def raise_losses(run: Path, by: float) -> None:
+    """Add something to the test loss of every evaluation of a run."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        if record["event"] == "evaluation":
+            record["test_loss"] += by
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
 def test_seeds_without_a_finite_loss_are_counted_and_their_method_is_not_best(runs, tmp_path):
     folder = as_comparison(tmp_path / "lost", runs, ["greats", "max_loss"])
     lose(folder / "runs" / "greats-1")
@@ -64,6 +73,18 @@ def test_seeds_without_a_finite_loss_are_counted_and_their_method_is_not_best(ru
     curve = next(chart for chart in charts_of(report) if chart.name == "test_loss-steps")
     assert [row[0] for row in curve.table.rows] == ["0", "4", "8", "12"]
     assert all(row[1] != "-" for row in curve.table.rows)
+
+
+def test_the_best_is_marked_over_the_seeds_that_all_share(runs, tmp_path):
+    folder = as_comparison(tmp_path / "hard", runs, ["greats", "max_loss"])
+    raise_losses(folder / "runs" / "greats-2", 5.0)
+    shutil.rmtree(folder / "runs" / "max_loss-2")
+    report = build_report([folder])
+    assert report.facts[0].name == "Test perplexity, greats"
+    (table,) = (b for s in report.sections for b in s.blocks if isinstance(b, Table) and "equal updates" in b.head[1])
+    assert "the best is marked over those that all of a setting share" in table.caption
+    assert (0, 1) in table.best
+    assert table.rows[0][0] == "greats"
 
 
 def test_a_method_that_diverged_with_every_seed_is_told(runs, tmp_path):
