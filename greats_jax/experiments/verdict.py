@@ -11,6 +11,7 @@ from greats_jax.experiments.statistics import Difference
 from greats_jax.experiments.wording import exponential, probability
 
 _SURE = 0.05
+_BASES = (REGULAR, RANDOM, TARGET_ONLY)  # controls that choose by no score
 
 
 def verdict(outcomes: Sequence[Outcome], asked: Sequence[str] = ()) -> str:
@@ -37,7 +38,7 @@ def verdict(outcomes: Sequence[Outcome], asked: Sequence[str] = ()) -> str:
 def _of_setting(every: Sequence[Outcome], asked: Sequence[str]) -> str:
     by = {outcome.method: outcome for outcome in every}
     own = [o for o in every if (o.method in asked if asked else o.method not in CONTROLS)]
-    own = own or [o for o in every if o.method not in (REGULAR, RANDOM, TARGET_ONLY)]
+    own = own or [o for o in every if o.method not in _BASES]
     if not own:
         return "No selection method has finished here, so there is nothing to compare."
     lost = [_diverged(outcome) for outcome in every if outcome.diverged]
@@ -80,12 +81,16 @@ def _over(found: Best, own: Sequence[Outcome]) -> str:
     """Which seeds methods were ranked over, where these are not all seeds of each."""
     if not found.seeds:
         return ", each over seeds of its own"
-    fewer = any(len(found.seeds) < outcome.n for outcome in own if not outcome.diverged)
-    return f" over the {_seeds(len(found.seeds)).replace('one ', '')} they share" if fewer else ""
+    count = len(found.seeds)
+    if all(outcome.n <= count for outcome in own if not outcome.diverged):
+        return ""
+    return f" over the {'seed' if count == 1 else f'{count} seeds'} they share"
 
 
 def _headline(best: Outcome) -> str:
     """Does it pay, in quality and in time."""
+    if best.method in _BASES:
+        return f"{best.method} is what methods are compared with: whether selection pays takes one that selects."
     if best.against_random is None:
         return f"Whether {best.method} pays cannot be told: random_k is not in the comparison."
     quality, in_time = _sign(best.against_random), _sign(best.against_random_in_time)
