@@ -22,6 +22,7 @@ from greats_jax.experiments.report.picks import (
     length_edges,
     mean_course,
     mean_shares,
+    rank_bins,
 )
 from greats_jax.experiments.report.pictures import line_style
 from greats_jax.experiments.report.styles import INK, MUTED, style, styles_in_order
@@ -89,22 +90,17 @@ def _few(by_method: Mapping[str, Shares]) -> dict[str, Shares]:
         for name, share in zip(one.names, one.candidates.tolist(), strict=True):
             total[name] = total.get(name, 0.0) + share
     order = sorted(total, key=lambda name: (-total[name], name))
-    if len(order) > _MOST_BARS:
-        order = order[: _MOST_BARS - 1]
-    return {method: _gathered(one, order) for method, one in by_method.items()}
+    kept = order if len(order) <= _MOST_BARS else order[: _MOST_BARS - 1]
+    others = [f"{len(order) - len(kept)} others"] if len(kept) < len(order) else []
+    places = {name: min(place, len(kept)) for place, name in enumerate(order)}
+    return {method: _gathered(one, (*kept, *others), places) for method, one in by_method.items()}
 
 
-def _gathered(shares: Shares, order: Sequence[str]) -> Shares:
-    place = {name: i for i, name in enumerate(shares.names)}
-    candidates = [float(shares.candidates[place[n]]) if n in place else 0.0 for n in order]
-    chosen = [float(shares.chosen[place[n]]) if n in place else 0.0 for n in order]
-    others = len(set(shares.names) - set(order))
-    names = list(order)
-    if others:
-        names.append(f"{others} others")
-        candidates.append(max(0.0, 1 - sum(candidates)))
-        chosen.append(max(0.0, 1 - sum(chosen)))
-    return Shares(tuple(names), np.array(candidates), np.array(chosen))
+def _gathered(shares: Shares, names: Sequence[str], places: Mapping[str, int]) -> Shares:
+    """Shares under new names: the place of each old one among them is given, and several may have the same."""
+    place = [places[name] for name in shares.names]
+    candidates, chosen = (np.bincount(place, own, len(names)) for own in (shares.candidates, shares.chosen))
+    return Shares(tuple(names), candidates, chosen)
 
 
 def _source_chart(by_method: Mapping[str, Shares], styles: Mapping[str, int]) -> Chart:
@@ -143,13 +139,14 @@ def _source_chart(by_method: Mapping[str, Shares], styles: Mapping[str, int]) ->
 
 
 def _loss_chart(found: Picks, styles: Mapping[str, int]) -> list[Chart]:
+    bins = rank_bins([run for runs in found.values() for run in runs])
+    if bins < 2:
+        return []
     by_method = {}
     for method, runs in found.items():
-        ranked = [shares for run in runs if (shares := by_loss(run)) is not None]
+        ranked = [shares for run in runs if (shares := by_loss(run, bins)) is not None]
         if ranked:
             by_method[method] = mean_shares(ranked)
-    if not by_method or max(len(shares.names) for shares in by_method.values()) < 2:
-        return []
     says = f"How often {_those(by_method)} chose candidates by the rank of their loss in the batch; 1 is chance."
     label = "rank of the loss in its batch"
     return [_ratio_chart("by-loss", "By loss", says, label, by_method, styles, ends=("smallest", "largest"))]
@@ -180,14 +177,12 @@ def _ratio_chart(
     styles: Mapping[str, int],
     ends: tuple[str, str] | None = None,
 ) -> Chart:
-    names = max((shares.names for shares in by_method.values()), key=len)
+    names = next(iter(by_method.values())).names
 
     def draw(axes: Any) -> None:
         axes.axhline(1, color=INK, linewidth=0.9)
         for method, shares in by_method.items():
-            # A run of smaller batches has fewer ranks: they are spread over the same width.
-            where = np.linspace(0, len(names) - 1, len(shares.names))
-            axes.plot(where, shares.ratio, **line_style(styles[method]))
+            axes.plot(range(len(names)), shares.ratio, **line_style(styles[method]))
         if ends:
             axes.set_xticks([0, len(names) - 1], list(ends))
         else:
@@ -197,11 +192,9 @@ def _ratio_chart(
         axes.set_xlabel(label)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
 
-    rows = []
-    for i, group in enumerate(names):
-        cells = (times(float(s.ratio[i])) if i < len(s.names) else "" for s in by_method.values())
-        rows.append((group, *cells))
-    table = Table((label, *by_method), tuple(rows), caption="How many times as often as by chance.")
+    ratios = [shares.ratio.tolist() for shares in by_method.values()]
+    rows = tuple((group, *map(times, row)) for group, *row in zip(names, *ratios, strict=True))
+    table = Table((label, *by_method), rows, caption="How many times as often as by chance.")
     return Chart(name, title, says, draw, table, tuple(Key(method, styles[method]) for method in by_method))
 
 

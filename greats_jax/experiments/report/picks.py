@@ -123,11 +123,25 @@ def by_source(found: Candidacies) -> Shares:
     return shares(found.source, found.chosen, found.sources)
 
 
-def by_loss(found: Candidacies) -> Shares | None:
+def rank_bins(several: Sequence[Candidacies]) -> int:
+    """Groups that ranks of losses are cut into: as many as the run of the smallest batches can fill, up to ten.
+
+    Runs without losses do not count; 0 where no run has any.
+    """
+    known = [np.isfinite(found.loss) for found in several]
+    sizes = [np.bincount(found.batch[own]).max() for found, own in zip(several, known, strict=True) if own.any()]
+    return int(min([MOST_BINS, *sizes])) if sizes else 0
+
+
+def by_loss(found: Candidacies, bins: int) -> Shares | None:
     """Shares by the rank of the loss within its batch, smallest first; None where losses were not computed.
 
     Losses fall while a model learns, so that a decile over the whole run would mostly say when an example was seen. The
     rank is taken among those that the same choice was made from.
+
+    Args:
+        found: The candidates.
+        bins: Groups of ranks; from `rank_bins` of all runs that are shown together.
     """
     known = np.isfinite(found.loss)
     if not known.any():
@@ -139,7 +153,6 @@ def by_loss(found: Candidacies) -> Shares | None:
     rank = np.empty(len(batch))
     rank[order] = np.arange(len(batch)) - start
     size = np.bincount(found.batch, weights=known)[found.batch]
-    bins = int(min(MOST_BINS, size.max()))
     group = np.where(known, np.floor(rank / np.maximum(size, 1) * bins), -1).astype(np.int64)
     return shares(group, found.chosen, _names_of_ranks(bins))
 
@@ -212,8 +225,6 @@ def mean_course(several: Sequence[Course]) -> Course:
 
 
 def _names_of_ranks(bins: int) -> list[str]:
-    if bins == 1:
-        return ["all"]
     return ["smallest", *(f"{number}." for number in range(2, bins)), "largest"]
 
 

@@ -12,6 +12,7 @@ from greats_jax.experiments.report.picks import (
     length_edges,
     mean_course,
     mean_shares,
+    rank_bins,
     shares,
 )
 
@@ -67,18 +68,34 @@ def test_the_mean_over_runs_knows_the_groups_of_all():
 def test_losses_are_ranked_within_their_batch():
     # All losses of the second batch are smaller than those of the first: only the order inside each counts.
     records = [batch(1, [9.0, 8.0, 7.0, 6.0], [0, 1]), batch(2, [0.1, 0.4, 0.3, 0.2], [1, 2])]
-    found = by_loss(candidacies(records))
+    found = by_loss(candidacies(records), 4)
     assert found is not None
     assert found.names == ("smallest", "2.", "3.", "largest")
     assert found.chosen.tolist() == [0, 0, 0.5, 0.5]
-    assert by_loss(candidacies([batch(1, [None] * 4, [0])])) is None
+    assert by_loss(candidacies([batch(1, [None] * 4, [0])]), 4) is None
 
 
 def test_a_loss_that_is_missing_has_no_rank():
-    found = by_loss(candidacies([batch(1, [2.0, None, 1.0, 3.0], [3, 1])]))
+    run = candidacies([batch(1, [2.0, None, 1.0, 3.0], [3, 1])])
+    assert rank_bins([run]) == 3
+    found = by_loss(run, 3)
     assert found is not None
     assert found.names == ("smallest", "2.", "largest")
     assert found.chosen.tolist() == [0, 0, 1]
+
+
+def test_runs_of_unlike_batches_have_the_same_groups_of_ranks():
+    small = candidacies([batch(1, [1.0, 2.0, 3.0, 4.0], [3])])
+    large = candidacies([batch(1, [float(i) for i in range(20)], [0, 19])])
+    unknown = candidacies([batch(1, [None] * 2, [0])])
+    assert rank_bins([large]) == 10
+    assert rank_bins([unknown]) == rank_bins([]) == 0
+    bins = rank_bins([small, large, unknown])
+    ranked = [shares for run in (small, large) if (shares := by_loss(run, bins)) is not None]
+    found = mean_shares(ranked)
+    assert found.names == ("smallest", "2.", "3.", "largest")
+    assert found.candidates.tolist() == [0.25] * 4
+    assert found.chosen.tolist() == [0.25, 0, 0, 0.75]
 
 
 def test_lengths_are_grouped_by_how_common_they_are():
@@ -107,7 +124,7 @@ def test_the_course_of_a_run_is_cut_into_equal_parts():
 def test_ranks_agree_with_a_sort_of_every_batch():
     rng = np.random.default_rng(0)
     records = [batch(step, rng.normal(size=20).tolist(), rng.permutation(20)[:5].tolist()) for step in range(1, 9)]
-    found = by_loss(candidacies(records))
+    found = by_loss(candidacies(records), 10)
     assert found is not None
     counts = np.zeros(10)
     for record in records:
