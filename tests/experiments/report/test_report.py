@@ -358,3 +358,8 @@ def test_of_many_sources_the_rare_ones_are_shown_as_one(make_run, tmp_path):
     assert chart.table.rows[-1][0] == "5 others"
     shares = [float(row[1].removesuffix(" %")) for row in chart.table.rows]
     assert sum(shares) == pytest.approx(100, abs=1)
+    # Also where another method has seen none of the rare ones.
+    other = make_run(tmp_path / "other", "method=greats", "keep=3", names=[name for name in names if name[0] < "d"])
+    chart = next(c for c in charts_of(build_report([run.folder, other.folder])) if c.name == "by-source")
+    assert len(chart.table.rows) == 12
+    assert chart.table.rows[-1][-1] == "0.0 % (-)"
