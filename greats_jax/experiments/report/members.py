@@ -163,9 +163,12 @@ def _is_choice(record: dict[str, Any]) -> bool:
 
 def _is_measurement(record: dict[str, Any]) -> bool:
     """Whether a record of metrics.jsonl has what is read of it."""
-    wanted = {"event", "step", "seconds"} | ({"loss", "compiled"} if record.get("event") == "step" else set())
-    numbers = all(isinstance(record.get(name), (int, float)) for name in ("step", "seconds"))
-    return wanted <= record.keys() and numbers and record["event"] in ("step", "evaluation")
+    numbers, perhaps = {
+        "step": (("step", "seconds", "compiled", "candidate_tokens", "trained_tokens"), ("loss", "seconds_selecting")),
+        "evaluation": (("step", "seconds"), ()),
+    }[record["event"]]
+    known = all(isinstance(record[name], (int, float)) for name in numbers)
+    return known and all(record[name] is None or isinstance(record[name], (int, float)) for name in perhaps)
 
 
 def _run_folders(folder: Path) -> list[Path]:

@@ -94,6 +94,18 @@ def test_damaged_records_are_told_in_a_line(runs, tmp_path, name, change):
         gather([folder])
 
 
+@pytest.mark.parametrize("key", ["candidate_tokens", "trained_tokens", "seconds_selecting", "compiled", "loss"])
+def test_a_record_of_an_update_that_lacks_something_is_told_in_a_line(runs, tmp_path, key):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "greats-0", folder)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop(key, None)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(RunError, match="the run folder is damaged"):
+        gather([folder])
+
+
 def test_two_comparisons_keep_what_each_is_about(comparison, tmp_path):
     other = tmp_path / "choosing"
     shutil.copytree(comparison, other)
