@@ -25,7 +25,7 @@ from greats_jax.experiments.report import write_report
 from greats_jax.experiments.summary import found, tables, write_summary_file
 from greats_jax.experiments.tidy import PLAIN_TABLE, TABLE
 from greats_jax.experiments.verdict import verdict
-from greats_jax.experiments.wording import failures
+from greats_jax.experiments.wording import failures, variants
 from greats_jax.training.events import Evaluated, Event, Noticed, Started, Stepped
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
@@ -65,7 +65,7 @@ def _found(plan: Plan) -> str:
     """Tables and verdict."""
     manifest, every = found(plan.folder)
     shown = [f"{title}\n{aligned(rows)}" if title else aligned(rows) for title, rows in tables(every)]
-    return "\n" + "\n\n".join([*shown, verdict(every, manifest.asked)]) + "\n"
+    return "\n" + "\n\n".join([*shown, *variants(manifest.variants), verdict(every, manifest.asked)]) + "\n"
 
 
 def _files(plan: Plan, whole: bool) -> list[Path]:

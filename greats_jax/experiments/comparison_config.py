@@ -27,7 +27,12 @@ _OF_THE_RUNNER = {
     "output": "the comparison's own output says where",
     "distributed": "runs of a comparison are of one process",
 }
-_OF_ALL_METHODS = ("model", "data", "task", "more_tasks", "lora", "evaluate_every", "evaluate_batch")
+# What and how much a rule chooses from, how it scores, and for how long. All else would be a difference that is none of
+# the rule's: a rate tuned for one method, scores measured of one.
+_OF_A_METHOD = (
+    "rules", "batch", "keep", "keep_fraction", "accumulate", "steps", "epochs", "validation", "scoring", "reference",
+    "embedding",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,13 @@ def all_methods(config: ComparisonConfig) -> tuple[Variant, ...]:
     return (*config.methods, *controls)
 
 
+def described(method: Variant) -> str:
+    """The rule of a method and what it sets besides; the method's name where this is the rule, and it sets nothing."""
+    (_, rule), *rest = method.settings
+    own = ", ".join(f"{'.'.join(keys)}={_as_text(value)}" for keys, value in rest)
+    return f"{rule} with {own}" if own else str(rule)
+
+
 def file_name(name: str) -> str:
     """A name as a part of a path."""
     return re.sub(r"[^\w.=+]+", "-", name).strip("-.")
@@ -157,8 +169,8 @@ def _check(config: ComparisonConfig) -> None:
                 f"{'.'.join(keys)} in {config.file} cannot be set in a comparison: {_OF_THE_RUNNER[keys[0]]}"
             )
     for method in config.methods:
-        for keys, _ in method.settings:
-            if keys[0] in _OF_ALL_METHODS:
+        for keys, _ in method.settings[1:]:
+            if keys[0] in TrainConfig.__dataclass_fields__ and keys[0] not in _OF_A_METHOD:
                 raise ConfigError(
                     f"{'.'.join(keys)} of the method {method.name} in {config.file}: what is compared must be the same "
                     "for all methods; put it into set, or into vary"
@@ -260,8 +272,7 @@ def _vary(value: Any, file: str) -> tuple[Variant, ...]:
         if key is None:
             raise ConfigError(f"{where}: {shown(item)} in {file} is the value of no key; give vary.key")
         keys = tuple(_text(key, "vary.key", file).split("."))
-        text = "null" if item is None else ",".join(map(str, item)) if isinstance(item, list) else str(item)
-        found.append(Variant(f"{keys[-1]}={text}", ((keys, item),)))
+        found.append(Variant(f"{keys[-1]}={_as_text(item)}", ((keys, item),)))
     if not found:
         raise ConfigError(f"vary.values in {file} is empty; give at least one value, or leave vary out")
     return tuple(found)
@@ -288,6 +299,10 @@ def _text(value: Any, where: str, file: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{where}: {shown(value)} in {file} is not a text")
     return str(value)
+
+
+def _as_text(value: Any) -> str:
+    return "null" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _truth(value: Any, where: str, file: str) -> bool:

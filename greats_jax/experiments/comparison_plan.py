@@ -11,6 +11,7 @@ from greats_jax.experiments.comparison_config import (
     ComparisonConfig,
     Variant,
     all_methods,
+    described,
     file_name,
 )
 from greats_jax.training.config import DistributedConfig, TrainConfig
@@ -57,6 +58,7 @@ class Plan(NamedTuple):
         settings: Values of the changing setting, in the order of tables.
         methods: Methods, in the order of tables.
         asked: Those of them that the comparison is about; the others are controls.
+        variants: Rule and settings of the methods that have more than the rule they are called by, by name.
         compilation_cache: Where compiled programs are kept; None for the comparison's folder.
     """
 
@@ -67,6 +69,7 @@ class Plan(NamedTuple):
     settings: tuple[str, ...]
     methods: tuple[str, ...]
     asked: tuple[str, ...]
+    variants: dict[str, str]
     compilation_cache: str | None
 
 
@@ -99,6 +102,7 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
         settings=tuple(value.name for value in config.vary),
         methods=tuple(method.name for method in methods),
         asked=tuple(m.name for m in config.methods if m.name not in CONTROLS) or tuple(m.name for m in config.methods),
+        variants={method.name: text for method in methods if (text := described(method)) != method.name},
         compilation_cache=first,
     )
 

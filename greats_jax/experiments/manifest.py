@@ -48,6 +48,7 @@ class Manifest(NamedTuple):
         methods: Methods, in the order of tables.
         asked: Those of them that the comparison is about.
         target: The method that time-to-target is measured against.
+        variants: Rule and settings of the methods that have more than the rule they are called by, by name.
         failed: Why runs failed, by name.
         configs: Configuration of each run, by name, as `plain` writes it.
     """
@@ -58,6 +59,7 @@ class Manifest(NamedTuple):
     methods: tuple[str, ...]
     asked: tuple[str, ...]
     target: str
+    variants: dict[str, str]
     failed: dict[str, str]
     configs: dict[str, dict[str, Any]]
 
@@ -71,6 +73,7 @@ class Manifest(NamedTuple):
             methods=plan.methods,
             asked=plan.asked,
             target=plan.target,
+            variants=plan.variants,
             failed={},
             configs={run.name: plain(run.config) for run in plan.runs},
         )
@@ -94,6 +97,8 @@ class Manifest(NamedTuple):
                 ),
                 **{name: tuple(map(str, tree[name])) for name in names},
                 target=str(tree["target"]),
+                # Comparisons of earlier versions did not write them down.
+                variants={str(name): str(what) for name, what in tree.get("variants", {}).items()},
                 failed={str(name): str(why) for name, why in tree["failed"].items()},
                 configs={x["name"]: x["config"] for x in tree["runs"]},
             )
@@ -118,6 +123,7 @@ class Manifest(NamedTuple):
             "methods": self.methods,
             "asked": self.asked,
             "target": self.target,
+            "variants": self.variants,
             "failed": self.failed,
             "runs": [{key: value for key, value in run.items() if key != "folder"} for run in runs],
         }

@@ -8,7 +8,7 @@ from greats_jax.experiments.manifest import Manifest
 from greats_jax.experiments.numbers import number
 from greats_jax.experiments.outcomes import Outcome, outcomes
 from greats_jax.experiments.verdict import verdict
-from greats_jax.experiments.wording import failures, is_loss, perplexity, relative, with_limits
+from greats_jax.experiments.wording import failures, is_loss, perplexity, relative, variants, with_limits
 from greats_jax.training.run_folder import write_whole
 
 SUMMARY_FILE = "summary.md"
@@ -94,6 +94,7 @@ def write_summary_file(folder: Path) -> Path:
     for title, rows in tables(every):
         lines += [f"## {title}", ""] if title else []
         lines += [*_markdown(rows), ""]
+    lines += [line for text in variants(manifest.variants) for line in (text, "")]
     if every:
         lines += [*_explanation(every).split("\n"), ""]
     if lacks := gaps(manifest):
@@ -107,10 +108,10 @@ EXPLANATION = """\
 Perplexities are exp of the mean {metric} over seeds, with 95 % bootstrap intervals. "Equal time" reads every curve of a
 seed where the fastest of the methods that draw from the pool ended; compilation and evaluation are not training time.
 "Less" is the difference of perplexities within seeds in percent, with Student's 95 % interval and the p-value of the
-paired t-test; p is adjusted by Holm's method over the methods of the table, and not over several tables; intervals are
-not adjusted. All of them are about other seeds, and not about other test examples. "Reached" counts the seeds whose
-loss came to the last one of {target}, of those in which that was lower than its first, and then after how many updates
-and seconds on average.{diverged}"""
+paired t-test; p is adjusted by Holm's method over the methods of its column, each of the four columns by itself;
+intervals are not adjusted. All of them are about other seeds, and not about other test examples. "Reached" counts the
+seeds whose loss came to the last one of {target}, of those in which that was lower than its first, and then after how
+many updates and seconds on average.{diverged}"""
 
 _DIVERGED = """
 Seeds that diverged ended without a finite loss; the means and differences of their methods leave them out."""

@@ -57,6 +57,12 @@ def failures(reasons: Mapping[str, str]) -> list[str]:
     return lines
 
 
+def variants(described: Mapping[str, str]) -> list[str]:
+    """What the methods are that have more than the rule they are called by, in one line if there are any."""
+    named = [f"{name} stands for {what}" for name, what in described.items()]
+    return [f"Of the methods, {'; '.join(named)}."] if named else []
+
+
 def exponential(value: float) -> float:
     """exp, infinite where that overflows."""
     try:

@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from compared import METHODS, Made, Watching, write_comparison
 from jax.experimental.compilation_cache import compilation_cache
 from runs import without_clock
@@ -18,6 +19,7 @@ from greats_jax.experiments.comparison_plan import plan_comparison
 from greats_jax.experiments.curves import curve_of, read_curves
 from greats_jax.experiments.manifest import Manifest, check_grown
 from greats_jax.experiments.outcomes import outcomes
+from greats_jax.experiments.report.members import gather
 from greats_jax.training.jsonl import read_json_lines
 from greats_jax.training.result import RunResult
 from greats_jax.training.trainer import Trainer
@@ -214,6 +216,17 @@ def test_the_command_shows_tables_verdict_and_files(made, capsys):
     assert "about other seeds, and not about other test examples" in " ".join(summary.split())
     assert "What is missing" not in summary
     assert "4 runs; 4 have finished before" in told.err
+
+
+def test_what_a_variant_sets_is_told_wherever_its_numbers_are(copied, capsys):
+    own = {"name": "max_loss", "method": "max_loss", "set": {"keep": 3}}  # as all have it, so that no run is to be made
+    copied.file.write_text(yaml.safe_dump({**yaml.safe_load(copied.file.read_text()), "methods": [own]}))
+    assert main(["compare", str(copied.file)]) == 0
+    line = "Of the methods, max_loss stands for max_loss with keep=3."
+    folder = copied.plan().folder
+    assert line in capsys.readouterr().out
+    assert line in (folder / "summary.md").read_text().split("\n")
+    assert gather([folder]).notes == (line,)
 
 
 def test_a_mistake_in_the_file_is_one_line_and_exit_code_2(made, capsys):

@@ -61,6 +61,7 @@ def test_a_method_may_have_keys_of_its_own(write):
     plan = planned(write(methods=["greats", cached], seeds=1, controls=["random_k", "regular"]))
     assert [run.name for run in plan.runs] == ["greats-0", "greats-cached-0", "random_k-0", "regular-0"]
     assert [run.config.validation.mode for run in plan.runs] == ["merged", "cached", "merged", "merged"]
+    assert plan.variants == {"greats, cached": "greats with validation.mode=cached"}
 
 
 def test_a_variant_of_a_control_may_have_its_name(write):
@@ -145,8 +146,20 @@ def test_training_keys_may_stand_in_the_file_itself(write, tmp_path):
         ({"vary": {"key": "batch", "values": []}}, "vary.values in .* is empty"),
         ({"vary": {"key": "batch", "values": [4, 2]}}, "the runs of greats with batch=2: keep is 3, more than the 2"),
         (
-            {"methods": [{"name": "x", "method": "greats", "set": {"lora.rank": 4}}]},
-            "lora.rank of the method x in .*: what is compared must be the same for all methods",
+            {"methods": [{"name": "x", "method": "greats", "set": {"stepz": 4}}]},
+            'the runs of x: unknown key "stepz" in .*; did you mean "steps"',
+        ),
+        *(
+            (
+                {"methods": [{"name": "x", "method": "greats", "set": {key: value}}]},
+                f"{key} of the method x in .*: what is compared must be the same for all methods; put it into set, or",
+            )
+            for key, value in {
+                "lora.rank": 4,
+                "measure": "never",
+                "optimizer.learning_rate": 0.1,
+                "update_weighting": "tokens",
+            }.items()
         ),
     ],
 )

@@ -9,7 +9,7 @@ from greats_jax.errors import GreatsError, RunError
 from greats_jax.experiments.comparison_config import CONTROLS
 from greats_jax.experiments.manifest import Manifest, is_comparison
 from greats_jax.experiments.outcomes import REGULAR
-from greats_jax.experiments.wording import failures
+from greats_jax.experiments.wording import failures, variants
 from greats_jax.training.config_loading import dotted, plain
 from greats_jax.training.result import RunResult
 from greats_jax.training.run_folder import CONFIG, SUMMARY
@@ -57,7 +57,8 @@ class Members(NamedTuple):
         runs: The runs, by setting, method and seed in the order of tables.
         asked: The methods that the report is about; the others are what they are compared with.
         target: The method that time-to-target is measured against.
-        notes: What a reader must know of runs that are missing, have not ended or had faults.
+        notes: What a reader must know of methods with settings of their own, and of runs that are missing, have not
+            ended or had faults.
     """
 
     title: str
@@ -103,7 +104,7 @@ def gather(folders: Sequence[Path]) -> Members:
     for folder in folders:
         if is_comparison(folder):
             manifest = Manifest.load(folder)
-            notes += _absent(manifest)
+            notes += [*variants(manifest.variants), *_absent(manifest)]
             within = (folder.resolve().name,) if comparisons > 1 else ()
             order = {name: place for place, name in enumerate(manifest.settings)}
             methods = {name: place for place, name in enumerate(manifest.methods)}
