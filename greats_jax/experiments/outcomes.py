@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
         equal_candidates: The loss after equally many candidates drawn, seed by seed. A method that draws none from the
             pool has an interval of no value.
         against_random: Difference of `final` to random_k, within seeds; p by Holm's method over the methods of the
-            setting. None for random_k itself and where there is no random_k.
+            setting, for this difference alone. None for random_k itself and where there is no random_k.
         against_regular: The same to regular.
         against_random_in_time: The same of `equal_seconds` to random_k.
         against_regular_in_time: The same of `equal_seconds` to regular.

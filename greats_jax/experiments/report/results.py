@@ -65,7 +65,7 @@ def methods_section(found: Sequence[Outcome]) -> Section:
                 several,
                 {name: cell for name, cell in against.items() if any(cell(o) != MISSING for o in found)},
                 f"Difference of the {title.lower()} within seeds: less than 0 is better. 95 % t-interval, and p of the "
-                "paired t-test by Holm's method.",
+                "paired t-test by Holm's method, over the methods of each column by itself.",
             )
         )
     if any(o.reached for o in found if o.method != o.target) and first.target in {o.method for o in found}:
