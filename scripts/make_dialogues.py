@@ -4,9 +4,9 @@ A stand-in for a machine that cannot fetch SAMSum. Two people arrange something;
 The output depends only on this file.
 """
 
+import argparse
 import json
 import random
-import sys
 from pathlib import Path
 
 NAMES = "Anna Ben Carla David Emma Farid Grace Hugo Ines Jonas Lena Maya Nils Omar Rosa Sam Tara Tim Lily Tom".split()
@@ -63,6 +63,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python scripts/make_dialogues.py FOLDER")
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Write dialogues with summaries, 40 to learn from and 200 to test.")
+    parser.add_argument("folder", type=Path, help="the folder to write")
+    main(parser.parse_args().folder)

@@ -144,8 +144,10 @@ def page() -> str:
     head = [
         "# The paper's figures, made small",
         "",
-        "Written by `python scripts/paper_small.py`; [](paper.md) says what each twin stands for and what differs from",
-        "the paper. Perplexities are means over seeds with 95 % intervals; times are to be compared within a table.",
+        "Written by `python scripts/paper_small.py`; [The paper's experiments](paper.md) says what each twin stands",
+        "for, what differs from the paper, and what the folder `data/` holds that they read. The script also makes",
+        "what they read below `runs/`. Perplexities are means over seeds with 95 % intervals; times are to be compared",
+        "within a table.",
         "",
     ]
     return "\n".join([*head, *(line for name in made for line in section(name))]).rstrip() + "\n"

@@ -59,7 +59,8 @@ class HarnessModel(TemplateLM):
         self.max_length = min(max_length or sys.maxsize, model.config.max_length)
         self._renderer = Renderer(tokenizer, template)
         self._encoder = Encoder(tokenizer, max_length=sys.maxsize)
-        self._begins = True  # whether texts lack the tokens that the tokenizer puts before every text
+        # A chat template writes what begins a text itself, and what it writes begins with a token of its own.
+        self._begun = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
 
     @classmethod
     def from_run(cls, folder: str | Path, *, base: bool = False, **settings: Any) -> "HarnessModel":
@@ -110,15 +111,13 @@ class HarnessModel(TemplateLM):
         """
         opening = "" if add_generation_prompt else chat_history[-1]["content"]
         turns = chat_history if add_generation_prompt else chat_history[:-1]
-        # A chat template writes what begins a text itself.
-        self._begins = self._renderer.template != "chat"
-        if self._begins:
+        if self._renderer.template != "chat":
             return "".join(f"<|{turn['role']}|>\n{turn['content']}\n" for turn in turns) + f"<|assistant|>\n{opening}"
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)) + opening
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text; what the tokenizer puts before every text is there once."""
-        begins = self._begins if add_special_tokens is None else add_special_tokens
+        begins = not string.startswith(self._begun) if add_special_tokens is None else add_special_tokens
         (encoded,) = self._encoder.encode([Rendered(string, (), add_bos=begins)])
         return encoded.input_ids.tolist()
 

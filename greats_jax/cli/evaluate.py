@@ -23,8 +23,9 @@ from greats_jax.training.evaluation import (
 )
 from greats_jax.training.jsonl import dumps
 from greats_jax.training.losses import language_model_loss
+from greats_jax.training.resolving import check_ranges
 from greats_jax.training.result import RunResult
-from greats_jax.training.run_folder import CONFIG, write_whole
+from greats_jax.training.run_folder import CONFIG, make_room, write_whole
 from greats_jax.training.setup import check_tokens, load_base, load_measured_data, load_trained
 
 _MEASURED = ("data", "task", "more_tasks", "evaluate_batch")
@@ -45,6 +46,8 @@ def evaluate(
     """
     run = RunResult.load(folder)
     config = measured_config(run, overrides, n_test)
+    if output is not None:
+        make_room(Path(output), "--output")
     model, tokenizer = load_base(run.config.model, run.config.seed) if base else load_trained(run)
     data = load_measured_data(config, tokenizer)
     check_tokens(data, model.config.max_length, model.config.vocab_size)
@@ -54,7 +57,9 @@ def evaluate(
     scalars = evaluate_tasks(
         evaluation_sets(data, config.evaluate_batch), row_losses(language_model_loss(graphdef, combine)), params, frozen
     )
-    for split in ("validation", "test"):
+    for split, examples in ("validation", data.validation), ("test", data.test):
+        if not examples:
+            continue
         print(f"{split}_perplexity {scalars[f'{split}_perplexity']:.4f}  {split}_loss {scalars[f'{split}_loss']:.4f}")
     with Progress("questions") as progress:
         measured = measure_benchmarks(data, model, tokenizer, config, progress=progress.count)
@@ -94,6 +99,7 @@ def measured_config(run: RunResult, overrides: Sequence[str], n_test: int | None
             f"{'.'.join(without)} changes nothing about a run that has ended: greats evaluate takes settings of "
             f"{', '.join(_MEASURED)}"
         )
+    check_ranges(config)
     return config
 
 

@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _explain(
-            error, 1, "out of memory on the device; lower batch or data.max_length, or set model.remat=full"
+            error,
+            1,
+            "out of memory on the device; lower data.max_length, and batch, or evaluate_batch where examples are only "
+            "measured",
         )
 
 

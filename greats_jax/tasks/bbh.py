@@ -10,7 +10,7 @@ from greats_jax.errors import TaskError
 from greats_jax.tasks.config import TaskConfig
 from greats_jax.tasks.material import Material, choose, first_shots, in_turn, named
 from greats_jax.tasks.metrics import conclusion
-from greats_jax.tasks.original_files import file_bytes, hub_rows, local_path, parsed_json
+from greats_jax.tasks.original_files import file_bytes, hub_rows, local_file, local_path, parsed_json
 from greats_jax.tasks.questions import Benchmark, Question
 
 # fmt: off
@@ -56,10 +56,7 @@ def load_bbh(config: TaskConfig) -> Material:
     source = local_path(path)
     files = _files(source) if source is not None else {}
     if config.shots_path is not None:
-        shots_file = local_path(config.shots_path)
-        if shots_file is None:
-            raise TaskError(f"{config.shots_path}: no such file: correct task.shots_path")
-        files |= _files(shots_file)
+        files |= _files(local_file(config.shots_path, "task.shots_path"))
     chains = _chains(files, path)
     every = [task for task in SUBTASKS if source is None or f"{task}.json" in files]
     if not every:

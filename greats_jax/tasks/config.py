@@ -12,6 +12,17 @@ Scoring = Literal["letter", "cloze"]
 OwnMetric = Literal["exact", "contains", "f1", "rouge", "choice"]
 
 
+_ONLY_OF: dict[str, tuple[TaskName, ...]] = {
+    "test_path": ("samsum", "gsm8k", "questions", "examples", "holdout"),
+    "shots_path": ("tydiqa", "bbh"),
+    "languages": ("tydiqa",),
+    "subtasks": ("bbh",),
+    "metric": ("questions",),
+}
+"""Keys without which something else would be measured than was asked for, and the tasks that know them. What a holdout
+has no use for does no harm to it: it stays where a configuration is tried with a part of the pool."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
     """The target task.
@@ -29,7 +40,7 @@ class TaskConfig:
         shots_path: For `tydiqa` and `bbh`, the file of worked examples, such as tydiqa-one-shot.json or
             bbh-three-shot.json, where it is not in `path`.
         n_validation: Greatest number of validation examples; selection is steered by these. Where there are several
-            subjects, languages or sub-tasks, as many of each.
+            subjects, languages or sub-tasks, as many of each. 0 where a model is only measured.
         n_test: Greatest number of test examples or questions, likewise; they are only measured.
         shots: Worked examples before each question of a benchmark; unset, 1 for `tydiqa`, 3 for `bbh`, else 0.
         scoring: For `mmlu`, whether the likelihoods of the letters A to D are compared (the answers are listed in the
@@ -71,10 +82,8 @@ class TaskConfig:
                 check_choice("task.metric", self.metric, OwnMetric)
         except DataError as error:
             raise TaskError(str(error)) from None
-        if self.n_validation < 1:
-            raise TaskError(
-                f"task.n_validation is {self.n_validation}, but selection needs at least 1 validation example"
-            )
+        if self.n_validation < 0:
+            raise TaskError(f"task.n_validation is {self.n_validation}, but must not be negative")
         if self.n_test < 0:
             raise TaskError(f"task.n_test is {self.n_test}, but must not be negative (0 measures no test perplexity)")
         if self.shots is not None and self.shots < 0:
@@ -88,6 +97,12 @@ class TaskConfig:
         self._check_needs()
 
     def _check_needs(self) -> None:
+        for key, names in _ONLY_OF.items():
+            if getattr(self, key) and self.name not in (*names, "holdout"):
+                raise TaskError(
+                    f"task.{key} is {getattr(self, key)!r}, which only {', '.join(names)} make use of: leave it out of "
+                    f"the {self.name} task"
+                )
         if self.name == "mmlu" and not (self.subject or "").strip(" ,"):
             raise TaskError("the mmlu task needs task.subject, such as sociology, or all")
         if self.name == "examples" and not self.path:

@@ -51,17 +51,37 @@ class Splits(NamedTuple):
 
 
 def local_path(path: str) -> Path | None:
-    """The file or folder that a setting means, or None where it may be the name of a Hugging Face data set.
+    """The file or folder that task.path means, or None where it may be the name of a Hugging Face data set.
 
     Raises:
         TaskError: It is neither.
     """
-    here = Path(os.path.expanduser(path) if path.isprintable() else path)
+    here = _expanded(path)
     if os.path.exists(here):
         return here
     if _HUB_ID.fullmatch(path) and not path.startswith(".") and kind_of(here) is None:
         return None
     raise TaskError(f"{path}: no such file or folder: correct task.path (it is read from {Path.cwd()})")
+
+
+def local_file(path: str, key: str) -> Path:
+    """The file or folder that a setting means which takes no Hugging Face data set.
+
+    Args:
+        path: The setting's value.
+        key: Its name, for the message.
+
+    Raises:
+        TaskError: There is none.
+    """
+    here = _expanded(path)
+    if not os.path.exists(here):
+        raise TaskError(f"{path}: no such file: correct {key} (it is read from {Path.cwd()})")
+    return here
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expanduser(path) if path.isprintable() else path)
 
 
 def hub_rows(path: str, split: str) -> list[Placed]:
@@ -167,17 +187,16 @@ def read_splits(
         TaskError: A file is missing or cannot be read, or there are too few rows.
     """
     folder = local_path(path)
+    test_file = None if test_path is None else local_file(test_path, "task.test_path")
     if folder is None:
         name = path if ":" in path or not hub_configuration else f"{path}:{hub_configuration}"
-        return Splits(hub_rows(name, f"{learn[0]}[:{learn_limit}]"), hub_rows(name, f"test[:{test_limit}]"))
+        asked = hub_rows(name, f"test[:{test_limit}]") if test_file is None else file_rows(test_file)[:test_limit]
+        return Splits(hub_rows(name, f"{learn[0]}[:{learn_limit}]"), asked)
     if folder.is_dir():
         learn_files, test_files = files_of_split(folder, learn), files_of_split(folder, ("test",))
     else:
-        learn_files, test_files = ([folder], []) if test_path is not None else ([], [folder])
-    if test_path is not None:
-        test_file = local_path(test_path)
-        if test_file is None:
-            raise TaskError(f"{test_path}: no such file: correct task.test_path")
+        learn_files, test_files = ([folder], []) if test_file is not None else ([], [folder])
+    if test_file is not None:
         test_files = [test_file]
     if not test_files:
         raise TaskError(f"{folder}: holds no file whose name says test: give task.path the file itself")
@@ -187,6 +206,6 @@ def read_splits(
     if len(test) <= learn_limit and test_limit:
         raise TaskError(
             f"{test_files[0]}: holds {len(test)} rows, and {learn_limit} are kept for validation and worked examples, "
-            "so none is left to test: lower task.n_validation or task.shots, or add a file to learn from"
+            "so none is left to test: lower task.n_validation or task.shots, or give the test a file (task.test_path)"
         )
     return Splits(test[:learn_limit], test[learn_limit : learn_limit + test_limit], learn_limit)

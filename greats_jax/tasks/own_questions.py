@@ -1,8 +1,10 @@
 """Questions of one's own with their answers, one a line."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from greats_jax.data.files import stem_of
 from greats_jax.errors import TaskError
 from greats_jax.tasks.config import TaskConfig
 from greats_jax.tasks.material import Material, ungrouped
@@ -42,7 +44,7 @@ def load_own_questions(config: TaskConfig) -> Material:
     known = [_question(row, "validation", number, metric) for number, row in enumerate(learn)]
     asked = tuple(_question(row, "test", number, metric) for number, row in enumerate(test, first))
     benchmark = Benchmark(
-        "questions",
+        f"questions-{stem_of(Path(path))}",
         asked,
         metric,
         0 if metric == "choice" else config.max_new_tokens or 64,
@@ -88,6 +90,11 @@ def _answers(row: Placed) -> tuple[str, ...]:
         choices = _texts(row, "choices")
         if not 0 <= answer < len(choices):
             raise TaskError(f"{row.place}: the answer is number {answer}, but the choices are 0 to {len(choices) - 1}")
+        if str(answer) in choices and choices[answer] != str(answer):
+            raise TaskError(
+                f"{row.place}: the answer {answer} may be the choice {_shown(str(answer))} or the one that has this "
+                f'number, {_shown(choices[answer])}: write the answer as text, "{answer}" or "{choices[answer]}"'
+            )
         return (choices[answer],)
     return _checked((answer,), row, "answer")
 

@@ -1,8 +1,10 @@
 """The target task of a run: validation and test examples, and the pool that is left to train on."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data import (
@@ -40,7 +42,7 @@ class TargetTask(NamedTuple):
         pool: The training pool without the examples of this task.
         counts: Number of examples left out, by reason: `validation_unusable` and `test_unusable` have no label within
             the longest example, `test_in_validation` are in both, `pool_held_out` became this task's,
-            `pool_duplicates` are the same token for token; `shots_dropped` worked examples were left out of examples
+            `pool_duplicates` say the same token for token; `shots_dropped` worked examples were left out of examples
             that would otherwise be too long.
         benchmark: What else is measured than perplexity; None for a task that has nothing but examples.
     """
@@ -87,10 +89,11 @@ def load_task(
     else:
         load = {"examples": _load_examples, "holdout": _load_holdout}[config.name]
         task = load(config, tokenizer, data_config, pool, seed)
-    validation = {_key(example) for example in task.validation}
-    test = tuple(example for example in task.test if _key(example) not in validation)
-    keys = validation | {_key(example) for example in test}
-    copies = {example.id for example in task.pool.examples if _key(example) in keys}
+    content = _content_of(tokenizer)
+    validation = {content(example) for example in task.validation}
+    test = tuple(example for example in task.test if content(example) not in validation)
+    keys = validation | {content(example) for example in test}
+    copies = {example.id for example in task.pool.examples if content(example) in keys}
     left = task.pool.without(copies, "in_target")
     if len(task.pool) and not len(left):
         raise TaskError(
@@ -103,6 +106,23 @@ def load_task(
 
 def _key(example: Example) -> bytes:
     return example.input_ids.tobytes()
+
+
+def _content_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[Example], bytes]:
+    """What an example says up to its last label, without what ends a turn: a question has no end, a record has one."""
+    added = tokenizer.added_tokens_decoder
+
+    @functools.cache
+    def says_nothing(token: int) -> bool:
+        return token in added or not str(tokenizer.decode([token])).strip()
+
+    def content(example: Example) -> bytes:
+        end = int(np.flatnonzero(example.label_mask)[-1]) + 1
+        while end and says_nothing(int(example.input_ids[end - 1])):
+            end -= 1
+        return example.input_ids[:end].tobytes()
+
+    return content
 
 
 def _load_benchmark(

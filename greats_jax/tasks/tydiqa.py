@@ -7,7 +7,7 @@ from typing import NamedTuple
 from greats_jax.errors import TaskError
 from greats_jax.tasks.config import TaskConfig
 from greats_jax.tasks.material import Material, choose, first_shots, in_turn, named
-from greats_jax.tasks.original_files import Placed, file_bytes, file_rows, hub_rows, local_path, parsed_json
+from greats_jax.tasks.original_files import Placed, file_bytes, file_rows, hub_rows, local_file, local_path, parsed_json
 from greats_jax.tasks.questions import Benchmark, Question
 
 HUB_ID = "google-research-datasets/tydiqa"
@@ -164,9 +164,7 @@ def _unique(items: Iterable[PassageQuestion]) -> list[PassageQuestion]:
 
 def _one_shot(file: str) -> list[PassageQuestion]:
     """The file of LESS: for each language a list of examples."""
-    path = local_path(file)
-    if path is None:
-        raise TaskError(f"{file}: no such file: correct task.shots_path")
+    path = local_file(file, "task.shots_path")
     groups = parsed_json(file_bytes(path), str(path))
     if not (isinstance(groups, dict) and all(isinstance(examples, list) for examples in groups.values())):
         raise TaskError(f"{path}: expected a list of examples for each language, as in tydiqa-one-shot.json")

@@ -6,6 +6,7 @@ The rules of reading are the same for the file and for overrides:
 * A section that is given a plain text takes it as its first field: `model: gpt2` is `model: {source: gpt2}`, and
   `optimizer=sgd` over a file changes the name of the rule and nothing else.
 * A list that is given one item takes it as its only one; on the command line items are separated by commas.
+* A task that is named over another one (`task.name=gsm8k`) keeps nothing of that but how many examples are wanted.
 * Numbers may be written 2e-5 (YAML alone would read that as text). `null` empties an optional key.
 * Nothing is taken from the environment, so no secret can end in the resolved configuration.
 """
@@ -19,6 +20,7 @@ import yaml
 
 from greats_jax.errors import ConfigError
 from greats_jax.secrets import masked
+from greats_jax.tasks import TaskConfig
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.config_values import (
     EMPTY,
@@ -51,7 +53,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     settings = [split_override(text) for text in overrides]
     origin = Origin(str(path), tuple(keys for keys, _ in settings), TrainConfig)
-    return from_tree(read_tree(Path(path)), settings, origin)
+    tree = read_tree(Path(path))
+    if "train" in tree:
+        raise ConfigError(f"{path}: this file describes a comparison: greats compare {path}")
+    return from_tree(tree, settings, origin)
 
 
 def from_tree(tree: Mapping[str, Any], settings: Sequence[tuple[Keys, Any]], origin: Origin) -> TrainConfig:
@@ -66,7 +71,7 @@ def from_tree(tree: Mapping[str, Any], settings: Sequence[tuple[Keys, Any]], ori
     Raises:
         ConfigError: A key or value is wrong.
     """
-    result: Any = dict(tree)
+    result: Any = _without_another_task(tree, settings)
     assigned: list[Keys] = []
     for keys, value in settings:
         result = _assign(TrainConfig, result, keys, 0, value, origin)
@@ -76,6 +81,16 @@ def from_tree(tree: Mapping[str, Any], settings: Sequence[tuple[Keys, Any]], ori
         if other is not None and (other,) not in assigned:
             result[other] = None
     return convert(TrainConfig, result, (), origin)
+
+
+def _without_another_task(tree: Mapping[str, Any], settings: Sequence[tuple[Keys, Any]]) -> dict[str, Any]:
+    """The tree without what it says of its task, but for how many examples are wanted, where settings name another."""
+    task = tree.get("task")
+    name = task.get("name", TaskConfig.name) if isinstance(task, Mapping) else task
+    named = [value for keys, value in settings if keys in (("task",), ("task", "name"))]
+    if not isinstance(task, Mapping) or all(value == name for value in named):
+        return dict(tree)
+    return {**tree, "task": {key: value for key, value in task.items() if key in ("n_validation", "n_test")}}
 
 
 def to_yaml(config: TrainConfig) -> str:

@@ -115,7 +115,10 @@ class Plan(NamedTuple):
     @property
     def _smallest(self) -> str:
         least = min(self.estimates, key=lambda estimate: estimate.total)
-        further = "lower batch or data.max_length, or divide the model over more devices (mesh.fsdp, mesh.tensor)"
+        further = (
+            "lower batch (evaluate_batch for an evaluation) or data.max_length, or divide the model over more devices "
+            "(mesh.fsdp, mesh.tensor)"
+        )
         if least is self.estimates[0]:
             return f"no other mode needs less: {further}"
         return f"{least.mode.settings} needs {gib(least.total)}; for less still {further}"

@@ -26,10 +26,14 @@ def resolve(config: TrainConfig) -> TrainConfig:
     Raises:
         ConfigError: A value is out of its range or contradicts another; the message names both.
     """
-    _check_ranges(config)
+    check_ranges(config)
     needs = needed(config)
     if not config.data.sources:
         raise ConfigError("data.sources names no file to train on; give at least one path or data set id")
+    for task in (config.task, *config.more_tasks):
+        _require(
+            task.n_validation >= 1, "task.n_validation", task.n_validation, "at least 1: these steer the selection"
+        )
     if config.steps is not None and config.epochs is not None:
         raise ConfigError(f"steps ({config.steps}) and epochs ({config.epochs}) are both given; set one to null")
     if config.validation.refresh_every > 1 and config.validation.mode != "cached":
@@ -206,8 +210,12 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^\w.=]+", "-", name).strip("-.")
 
 
-def _check_ranges(config: TrainConfig) -> None:
-    """Single fields against their ranges, named by their dotted keys; data, task and lora check their own."""
+def check_ranges(config: TrainConfig) -> None:
+    """Single fields against their ranges, named by their dotted keys; data, task and lora check their own.
+
+    Raises:
+        ConfigError: One is out of its range.
+    """
     optimizer, validation = config.optimizer, config.validation
     at_least_one = {
         "batch": config.batch,

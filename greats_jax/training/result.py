@@ -56,7 +56,12 @@ class RunResult:
         """
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
-            raise RunError(f"{folder}: there is no run here (no {CONFIG}); give the folder that greats train wrote")
+            instead = (
+                f"one of those in {folder / 'runs'}"
+                if (folder / "runs").is_dir()
+                else "the folder that greats train wrote"
+            )
+            raise RunError(f"{folder}: there is no run here (no {CONFIG}); give {instead}")
         if not (folder / SUMMARY).is_file():
             raise RunError(
                 f"{folder}: this run has not ended, so it has no final weights; go on with it: {how_to_go_on(folder)}"

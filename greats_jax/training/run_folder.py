@@ -149,6 +149,28 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     write_whole(folder / SUMMARY, text + "\n")
 
 
+def make_room(file: Path, option: str) -> None:
+    """See that a file can be written before the work whose result it will hold; its folder is created.
+
+    Args:
+        file: The file.
+        option: How the user names another one.
+
+    Raises:
+        RunError: It is a folder, or its folder cannot be created or written to.
+    """
+    if file.is_dir():
+        raise RunError(f"{file}: this is a folder; name a file in it with {option}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        probe = file.parent / _PROBE
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"{file.parent}: cannot write to this folder ({reason}); choose another with {option}") from None
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file in one go: a run killed meanwhile leaves the old one or the new one.
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from greats_jax.data import Example, Pool, build_pool
 from greats_jax.data.building import padding_token
-from greats_jax.errors import DataError, TaskError
+from greats_jax.errors import DataError, RunError, TaskError
 from greats_jax.models import Decoder, add_lora, from_pretrained, from_shape, load_adapter, load_tokenizer
 from greats_jax.models.loading import Shardings, read_shape
 from greats_jax.models.lora import copied
@@ -183,9 +183,15 @@ def load_trained(run: RunResult) -> tuple[Decoder, PreTrainedTokenizerBase]:
     """The model a run ended with: its full weights, or the pretrained model with the trained adapters.
 
     Raises:
-        ModelError: The weights of the run, or the model it started from, cannot be read.
+        RunError: The weights of the run are gone.
+        ModelError: They, or the model it started from, cannot be read.
     """
     config = run.config.model
+    if not run.weights.exists():
+        raise RunError(
+            f"{run.weights}: the weights of this run were not kept; a comparison keeps them with keep_weights: true, "
+            "and --base takes the model as it was before training"
+        )
     if run.config.lora is None:
         return _pretrained(config, run.weights), load_tokenizer(run.weights)
     model, tokenizer = load_base(config, run.config.seed)

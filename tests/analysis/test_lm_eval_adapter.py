@@ -255,6 +255,17 @@ def test_what_is_too_long_loses_its_beginning(model, tokenizer):
         short._loglikelihood_tokens([(("", "long"), [1], list(range(20, 40)))])
 
 
+def test_a_conversation_changes_nothing_for_the_texts_after_it(harness, make_tokenizer):
+    from greats_jax.analysis.lm_eval_adapter import HarnessModel
+
+    begins = HarnessModel(harness.model, make_tokenizer("blank_first", "chatml"))
+    before = begins.tok_encode("the cat")
+    assert len(before) > len(begins.tok_encode("the cat", add_special_tokens=False))
+    chat = begins.apply_chat_template([{"role": "user", "content": "the cat"}])
+    assert begins.tok_encode(chat) == begins.tok_encode(chat, add_special_tokens=False)
+    assert begins.tok_encode("the cat") == before
+
+
 def test_what_cannot_be_written_is_refused(harness):
     from lm_eval.api.instance import Instance
 

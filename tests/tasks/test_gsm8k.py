@@ -89,6 +89,14 @@ def test_hub(load, hub):
     assert len(load("gsm8k", "openai/gsm8k:socratic").validation) == 5
 
 
+def test_another_test_file_than_that_of_the_hub(load, hub, folder):
+    hub({("openai/gsm8k", "main", "train"): [row(number) for number in range(9)]})
+    other = write_lines(folder / "other.jsonl", [row(number) for number in (20, 21)])
+    assert len(load("gsm8k", "openai/gsm8k", test_path=other).test) == 2
+    with pytest.raises(TaskError, match=r"none.jsonl: no such file: correct task.test_path"):
+        load("gsm8k", "openai/gsm8k", test_path="none.jsonl")
+
+
 @pytest.mark.parametrize("answer", ["It is 4.", "It is 4. ####", "#### four"])
 def test_solutions_without_a_number(folder, load, answer):
     write_lines(folder / "test.jsonl", [row(1), {"question": "a", "answer": answer}])

@@ -30,7 +30,7 @@ def path(tmp_path):
 def test_prompt(path, load, texts, template, text):
     task = load("questions", path, template, n_validation=3)
     assert texts(task.validation)[0] == (text, "City 0")
-    assert task.name == "questions"
+    assert task.name == "questions-mine"
     assert [example.id for example in task.validation] == [f"questions-validation-{number}" for number in range(3)]
     assert [example.id for example in task.test] == [f"questions-test-{number}" for number in range(3, 8)]
 
@@ -56,7 +56,7 @@ def test_every_field(tmp_path, load, texts):
     )
     task = load("questions", path, n_validation=1)
     assert texts(task.validation) == [("<|user|>\n2 + 2?\n<|assistant|>\nAnswer: 4", " 4")]
-    assert (task.validation[0].id, task.validation[0].source) == ("x", "questions-sums")
+    assert (task.validation[0].id, task.validation[0].source) == ("x", "questions-mine-sums")
     assert texts(task.test) == [("<|user|>\n3 + 3?\n<|assistant|>\nIt is\n6", "6")]
     assert task.benchmark.questions[0].answers == ("6",)
 
@@ -117,6 +117,10 @@ def test_faults_of_rows(tmp_path, load, row, message):
     [
         ({"prompt": "a", "answer": "x", "choices": ["b", "c\n"]}, "the answer 'x' is none of the choices 'b', 'c.n'"),
         ({"prompt": "a", "answer": 2, "choices": ["b", "c"]}, "the answer is number 2, but the choices are 0 to 1"),
+        (
+            {"prompt": "a", "answer": 1, "choices": [1, 2]},
+            "the answer 1 may be the choice '1' or .* '2': write",
+        ),
         ({"prompt": "a", "answer": 0, "choices": "bc"}, "expected `choices` as a list of texts, found 'bc'"),
         ({"prompt": "a", "answer": "b"}, "expected `choices` as a list of texts, found None"),
     ],
@@ -126,6 +130,12 @@ def test_faults_of_choices(tmp_path, load, row, message):
     path = write_lines(tmp_path / "mine.jsonl", [good, row, good])
     with pytest.raises(TaskError, match=f"line 2: {message}"):
         load("questions", path, n_validation=1, metric="choice")
+
+
+def test_a_number_is_taken_for_a_choice_where_both_ways_to_read_it_agree(tmp_path, load):
+    rows = [{"prompt": f"{number}?", "choices": [0, 1], "answer": number} for number in (0, 1)]
+    task = load("questions", write_lines(tmp_path / "mine.jsonl", rows), n_validation=1)
+    assert task.benchmark.questions[0].answers == ("1",)
 
 
 FIELDS = st.sampled_from(["prompt", "answer", "answers", "choices", "group", "opening", "id", "other"])

@@ -173,7 +173,7 @@ def test_examples_that_are_too_few(write, make_pool, load):
     [
         ({"name": "glue"}, "task.name is 'glue', but must be one of mmlu, tydiqa, .*, holdout"),
         ({"order": "up"}, "task.order is 'up'"),
-        ({"n_validation": 0}, "task.n_validation is 0"),
+        ({"n_validation": -1}, "task.n_validation is -1"),
         ({"n_test": -1}, "task.n_test is -1"),
         ({"fraction": 1.0}, "task.fraction is 1.0"),
         ({"fraction": float("nan")}, "task.fraction is nan"),
@@ -189,5 +189,33 @@ def test_examples_that_are_too_few(write, make_pool, load):
     ],
 )
 def test_settings_that_cannot_work(options, message):
+    with pytest.raises(TaskError, match=message):
+        TaskConfig(**options)
+
+
+@pytest.mark.parametrize("template", ["tulu", "chat"])
+def test_a_pool_that_holds_the_questions_of_a_task_loses_them(write, tokenizer, load, template):
+    """A record ends with the end of its turn, and a question with the last token of its answer."""
+    asked = [{"prompt": f"q {number}", "answer": f"a {number}"} for number in range(6)]
+    data = DataConfig(
+        sources=(SourceConfig(write("pool.jsonl", *(row(number) for number in (*range(6), "else", "5 more")))),),
+        template=template,
+    )
+    pool = build_pool(data, tokenizer)
+    task = load(pool, data=data, name="questions", path=write("own.jsonl", *asked), n_validation=2)
+    assert task.counts == {"pool_duplicates": 6}
+    assert [example.id for example in task.pool.examples] == ["pool-7", "pool-8"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "mmlu", "subject": "sociology", "test_path": "a.jsonl"}, "task.test_path is 'a.jsonl', which only"),
+        ({"name": "gsm8k", "metric": "f1"}, "task.metric is 'f1', which only questions make use of"),
+        ({"name": "gsm8k", "languages": ("english",)}, "leave it out of the gsm8k task"),
+        ({"name": "examples", "path": "a.jsonl", "subtasks": ("snarks",)}, "task.subtasks"),
+    ],
+)
+def test_keys_without_which_something_else_is_measured_are_refused(options, message):
     with pytest.raises(TaskError, match=message):
         TaskConfig(**options)

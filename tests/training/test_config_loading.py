@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from greats_jax.errors import ConfigError
+from greats_jax.tasks import TaskConfig
 from greats_jax.training.config import TrainConfig
 from greats_jax.training.config_loading import load_config, to_yaml
 from greats_jax.training.resolving import resolve
@@ -182,3 +183,23 @@ def test_steps_on_the_command_line_take_the_place_of_epochs_in_the_file(base):
     assert load_config(base, ["epochs=2", "steps=3"]) == load_config(base, ["steps=3", "epochs=2"])
     with pytest.raises(ConfigError, match="both given"):
         resolve(load_config(base, ["epochs=2", "steps=3"]))
+
+
+@pytest.mark.parametrize("over", ["task.name=mmlu", "task=mmlu", "task={name: mmlu, subject: anatomy, n_test: 9}"])
+def test_a_task_named_over_another_keeps_nothing_of_it_but_how_much_is_wanted(base, over):
+    base.write_text(base.read_text() + "task: {name: examples, path: a.jsonl, test_path: b.jsonl, n_test: 9}\n")
+    task = load_config(base, ["task.subject=anatomy", over]).task if "{" not in over else load_config(base, [over]).task
+    assert task == TaskConfig("mmlu", subject="anatomy", n_test=9)
+    same = load_config(base, ["task.name=examples", "task.n_validation=3"]).task
+    assert (same.path, same.test_path, same.n_validation) == ("a.jsonl", "b.jsonl", 3)
+
+
+def test_a_comparison_is_not_taken_for_a_training(tmp_path):
+    (tmp_path / "compare.yaml").write_text("train: mine.yaml\nmethods: [greats]\n")
+    with pytest.raises(ConfigError, match=r"this file describes a comparison: greats compare .*compare\.yaml"):
+        load_config(tmp_path / "compare.yaml")
+
+
+def test_training_needs_a_validation_example(base):
+    with pytest.raises(ConfigError, match=r"task\.n_validation is 0, but it must be at least 1: these steer the selection"):
+        resolve(load_config(base, ["task.n_validation=0"]))
