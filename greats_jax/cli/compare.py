@@ -109,10 +109,11 @@ class ComparisonView:
         self._updates = {run.name: run.config.steps or 0 for run in plan.runs}
         self._waiting = {run.name: None for run in plan.runs}
         self._paces = deque(maxlen=len(plan.methods))  # what the first seed compiles, the others do not
-        methods, seeds = len(plan.methods), len({run.seed for run in plan.runs})
+        methods = _counted(len(plan.methods), "method")
+        seeds = _counted(len({run.seed for run in plan.runs}), "seed")
         settings = f" x {len(plan.settings)} settings" if len(plan.settings) > 1 else ""
         before = f"; {finished} have finished before" if finished else ""
-        self._say(f"{plan.folder}: {methods} methods x {seeds} seeds{settings} = {self._runs} runs{before}")
+        self._say(f"{plan.folder}: {methods} x {seeds}{settings} = {self._runs} runs{before}")
         if self._stream.isatty() and finished < self._runs:
             size = shutil.get_terminal_size()
             total = sum(self._updates.values())
@@ -202,6 +203,10 @@ class ComparisonView:
             self._bar.write(text, file=self._stream)
         else:
             print(text, file=self._stream, flush=True)
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _known(metrics: dict[str, Any] | None, name: str) -> bool:

@@ -111,7 +111,7 @@ def check_data(plan: Plan, shelf: Shelf) -> None:
             read_data(run.config, shelf)
         except GreatsError as error:
             if setting:
-                error.add_note(f"of the runs of {setting}; none has been begun")
+                error.add_note(f"met first in the runs of {setting}; none has been begun")
             raise
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +105,11 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
     """
     file = str(path)
     tree = read_tree(Path(path))
+    place: defaultdict[str, str] = defaultdict(lambda: file)
     changes: list[tuple[Keys, Any]] = []
     for text in overrides:
         (first, *rest), value = split_override(text)
+        place[first] = "the command line"
         if first == "set" and rest:
             changes.append((tuple(rest), value))
         elif first == "vary" and len(rest) == 1:
@@ -114,20 +117,20 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
         elif rest:
             raise ConfigError(f"{text}: {first} has no key below it; keys of the training go below set, as set.steps=9")
         else:
-            tree[first] = None if value.lower() in EMPTY else value
+            tree[first] = _typed(value, first)
     for key in tree:
         if key not in _KEYS:
             raise _unknown(str(key), file)
     config = ComparisonConfig(
         train=_train(tree.get("train"), file),
-        set=(*_settings(tree.get("set"), "set", file), *changes),
-        methods=_methods(tree.get("methods"), file),
-        controls=_controls(tree.get("controls"), file),
-        seeds=_seeds(tree.get("seeds", 5), file),
-        vary=_vary(tree.get("vary"), file),
-        target=_text(tree.get("target", "regular"), "target", file),
-        keep_weights=_truth(tree.get("keep_weights", False), "keep_weights", file),
-        output=Path(_text(tree.get("output", f"runs/{Path(path).stem}"), "output", file)),
+        set=(*_settings(tree.get("set"), "set", place["set"]), *changes),
+        methods=_methods(tree.get("methods"), place["methods"]),
+        controls=_controls(tree.get("controls"), place["controls"]),
+        seeds=_seeds(tree.get("seeds", 5), place["seeds"]),
+        vary=_vary(tree.get("vary"), place["vary"]),
+        target=_text(tree.get("target", "regular"), "target", place["target"]),
+        keep_weights=_truth(tree.get("keep_weights", False), "keep_weights", place["keep_weights"]),
+        output=Path(_text(tree.get("output", f"runs/{Path(path).stem}"), "output", place["output"])),
         file=file,
     )
     _check(config)
@@ -177,6 +180,13 @@ def _check(config: ComparisonConfig) -> None:
                 )
 
 
+def _typed(value: CommandLineText, key: str) -> Any:
+    """A value of the command line; a section is read as YAML."""
+    if value.lower() in EMPTY:
+        return None
+    return parse_yaml(value, yaml.SafeLoader, key) if value.strip().startswith("{") else value
+
+
 def _train(value: Any, file: str) -> dict[str, Any]:
     if isinstance(value, str):
         tree = read_tree(Path(value))
@@ -224,6 +234,8 @@ def _methods(value: Any, file: str) -> tuple[Variant, ...]:
                 "another name"
             )
         found.append(Variant(name, ((("method",), rule), *_settings(item.get("set"), f"{where}.set", file))))
+    if not found:
+        raise ConfigError(f"methods is not given in {file}; name at least one rule, as methods: [greats]")
     return tuple(found)
 
 

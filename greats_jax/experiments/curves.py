@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from greats_jax.experiments.manifest import Manifest, is_comparison
+from greats_jax.experiments.reading import read_run
 from greats_jax.training.result import RunResult
 from greats_jax.training.step import TARGET_ONLY
 
@@ -53,9 +54,9 @@ def read_curves(folder: str | Path) -> list[Curve]:
     """
     folder = Path(folder)
     if not is_comparison(folder):
-        return curves_of([RunResult.load(folder)])
+        return curves_of([read_run(folder)])
     listed = [run for run in Manifest.load(folder).runs if run.finished]
-    return [curve_of(RunResult.load(run.folder), run.setting, run.method, run.seed) for run in listed]
+    return [curve_of(read_run(run.folder), run.setting, run.method, run.seed) for run in listed]
 
 
 def curves_of(runs: Sequence[RunResult]) -> list[Curve]:

@@ -73,7 +73,7 @@ def _of_setting(every: Sequence[Outcome], asked: Sequence[str]) -> str:
             f"{_perplexity(lower.outcome)}: here they teach more than what was selected by them."
         )
     if best.n < 5:
-        sentences.append(f"{_seeds(best.n)} can only show very large effects; five or more are advised.")
+        sentences.append(f"{_seeds(best.n).capitalize()} can only show very large effects; five or more are advised.")
     return " ".join(sentences)
 
 

@@ -194,7 +194,7 @@ def test_data_that_cannot_be_used_are_told_before_the_first_run(tiny_model, tiny
     made, watcher = Made(write_comparison(tiny_model, tiny_data, tmp_path, vary=vary, set=own)), Watching()
     with pytest.raises(GreatsError) as refused:
         made.run(watcher=watcher)
-    assert refused.value.__notes__ == ["of the runs of fraction=0.9999; none has been begun"]
+    assert refused.value.__notes__ == ["met first in the runs of fraction=0.9999; none has been begun"]
     assert not watcher.told
     mended = made.plan("vary.values=0.2,0.3")  # in the same folder
     assert run_comparison(mended, Watching(), lambda: True).stopped

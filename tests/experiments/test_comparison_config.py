@@ -185,3 +185,17 @@ def test_every_comparison_of_the_project_is_valid(path, repository, monkeypatch)
     plan = planned(path)
     assert len({run.seed for run in plan.runs}) >= 5
     assert set(CONTROLS) <= set(plan.methods)
+
+
+def test_sections_may_be_given_on_the_command_line(write):
+    path = write(methods=["greats"])
+    config = load_comparison(path, ["set={steps: 4}", "vary={key: batch, values: [6, 8]}"])
+    assert config.set == ((("steps",), 4),)
+    assert [value.name for value in config.vary] == ["batch=6", "batch=8"]
+    with pytest.raises(ConfigError, match='seeds: "abc" in the command line is neither a number'):
+        load_comparison(path, ["seeds=abc"])
+
+
+def test_a_comparison_of_nothing_is_refused(write):
+    with pytest.raises(ConfigError, match=r"methods is not given in .*; name at least one rule"):
+        load_comparison(write())

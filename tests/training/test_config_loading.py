@@ -201,5 +201,5 @@ def test_a_comparison_is_not_taken_for_a_training(tmp_path):
 
 
 def test_training_needs_a_validation_example(base):
-    with pytest.raises(ConfigError, match=r"task\.n_validation is 0, but it must be at least 1: these steer the selection"):
+    with pytest.raises(ConfigError, match=r"task\.n_validation is 0, but it must be at least 1: these steer"):
         resolve(load_config(base, ["task.n_validation=0"]))

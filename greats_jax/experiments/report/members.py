@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from greats_jax.errors import GreatsError, RunError
+from greats_jax.errors import RunError
 from greats_jax.experiments.comparison_config import CONTROLS
 from greats_jax.experiments.manifest import Manifest, is_comparison
 from greats_jax.experiments.outcomes import REGULAR
+from greats_jax.experiments.reading import read_run
 from greats_jax.experiments.wording import failures, variants
 from greats_jax.training.config_loading import dotted, plain
 from greats_jax.training.result import RunResult
-from greats_jax.training.run_folder import CONFIG, SUMMARY
+from greats_jax.training.run_folder import CONFIG
 from greats_jax.training.step import TARGET_ONLY
 
 _OF_THE_RUN = ("method", "seed", "output")  # keys by which runs of one setting differ anyway
@@ -96,6 +97,7 @@ def gather(folders: Sequence[Path]) -> Members:
     Raises:
         RunError: There is no run in a folder, or none that has been evaluated.
     """
+    folders = list({folder.resolve(): folder for folder in folders}.values())
     listed: list[tuple[str | None, str, RunResult]] = []
     notes: list[str] = []
     asked: list[str] = []
@@ -134,50 +136,15 @@ def gather(folders: Sequence[Path]) -> Members:
     return Members(title, members, about, target, tuple(notes))
 
 
-def read_run(folder: Path) -> RunResult:
-    """A run that has ended, or what an unfinished one has written so far."""
-    ended = (folder / SUMMARY).is_file() or not (folder / CONFIG).is_file()
-    try:
-        run = RunResult.load(folder) if ended else RunResult.interrupted(folder)
-        sound = all(map(_is_choice, run.selections)) and all(map(_is_measurement, run.metrics))
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, GreatsError):
-            raise
-        sound = False
-    if not sound:
-        raise RunError(f"{folder}: a record lacks what every run writes; the run folder is damaged")
-    return run
-
-
-def _is_choice(record: dict[str, Any]) -> bool:
-    """Whether a record of selections.jsonl has what is read of it."""
-    named, weighted = ("candidates", "sources", "chosen"), ("weights", "scores", "losses")
-    lists = [record.get(name) for name in (*named, *weighted)]
-    if not all(isinstance(value, list) for value in lists):
-        return False
-    texts = all(isinstance(item, str) for name in named for item in record[name])
-    numbers = all(item is None or isinstance(item, (int, float)) for name in weighted for item in record[name])
-    sizes = {len(record[name]) for name in ("candidates", "sources", "scores", "losses")}
-    places = isinstance(record.get("step"), int) and isinstance(record.get("micro_batch"), int)
-    return texts and numbers and places and len(sizes) == 1 and len(record["chosen"]) == len(record["weights"])
-
-
-def _is_measurement(record: dict[str, Any]) -> bool:
-    """Whether a record of metrics.jsonl has what is read of it."""
-    numbers, perhaps = {
-        "step": (("step", "seconds", "compiled", "candidate_tokens", "trained_tokens"), ("loss", "seconds_selecting")),
-        "evaluation": (("step", "seconds"), ()),
-    }[record["event"]]
-    known = all(isinstance(record[name], (int, float)) for name in numbers)
-    return known and all(record[name] is None or isinstance(record[name], (int, float)) for name in perhaps)
-
-
 def _run_folders(folder: Path) -> list[Path]:
     """The folder itself, or the run folders right inside it."""
-    if (folder / CONFIG).is_file() or not folder.is_dir():
+    if (folder / CONFIG).is_file():
         return [folder]
-    inside = sorted(path for path in folder.iterdir() if (path / CONFIG).is_file())
-    return inside or [folder]
+    inside = sorted(path for path in folder.iterdir() if (path / CONFIG).is_file()) if folder.is_dir() else []
+    if not inside:
+        found = "there is no run or comparison here" if folder.is_dir() else "there is no such folder"
+        raise RunError(f"{folder}: {found}; give a folder that greats train or greats compare wrote")
+    return inside
 
 
 def _absent(manifest: Manifest) -> list[str]:

@@ -73,37 +73,39 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def _table(table: Table, width: int) -> str:
-    """Aligned columns; what is too wide is continued below, with the first column again, and long words are cut."""
+    """Aligned columns; what is too wide is continued below, with its labels again, and long words are cut."""
     head = [table.head] if any(table.head) else []
     rows = [*head, *table.rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
     words = range(min(table.left, len(widths)))
     for i in words:
         widths[i] = min(widths[i], max(_CELL, width // (2 if i == 0 else 3)))
+    labels = tuple(range(_labels(table, widths, width)))
+    room = width - sum(widths[i] + 2 for i in labels)
+    shown = [min(column, width if i in labels else room) for i, column in enumerate(widths)]
     parts: list[list[int]] = [[]]
-    for i in range(1, len(widths)):
-        taken = widths[0] + sum(widths[j] + 2 for j in parts[-1])
-        if parts[-1] and taken + widths[i] + 2 > width:
+    for i in range(len(labels), len(widths)):
+        if parts[-1] and sum(widths[j] + 2 for j in parts[-1]) + widths[i] > room:
             parts.append([])
         parts[-1].append(i)
     texts = []
     for part in parts:
         lines = []
         for row in rows:
-            cells = [
-                _cell(row[i], min(widths[i], width - widths[0] - 2 if i else width), i < table.left) for i in (0, *part)
-            ]
+            cells = (_cell(row[i], shown[i], i < table.left) for i in (*labels, *part))
             lines.append("  ".join(cells).rstrip())
         if head:
-            lines.insert(1, "  ".join("-" * len(cell) for cell in cells_of(rows[0], (0, *part), widths, width)))
+            lines.insert(1, "  ".join("-" * shown[i] for i in (*labels, *part)))
         texts.append("\n".join(lines))
     caption = ["\n".join(_wrapped(table.caption, width))] if table.caption else []
     return "\n".join(["\n\n".join(texts), *caption])
 
 
-def cells_of(row: Sequence[str], part: Sequence[int], widths: Sequence[int], width: int) -> list[str]:
-    """Blank cells as wide as the columns."""
-    return [" " * min(widths[i], width - widths[0] - 2 if i else width) for i in part]
+def _labels(table: Table, widths: Sequence[int], width: int) -> int:
+    """How many columns say what a row is of: those of words, unless all are, or they leave little room for the rest."""
+    if table.left < len(widths) and sum(column + 2 for column in widths[: table.left]) <= width // 2:
+        return table.left
+    return 1
 
 
 def _cell(text: str, width: int, left: bool) -> str:

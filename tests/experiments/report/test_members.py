@@ -51,13 +51,19 @@ def test_an_unfinished_run_is_shown_as_far_as_it_went(runs, tmp_path):
 
 
 def test_what_is_no_run_is_told(tmp_path, runs):
-    with pytest.raises(RunError, match="there is no run here"):
+    with pytest.raises(
+        RunError, match="there is no run or comparison here; give a folder that greats train or greats c"
+    ):
         gather([tmp_path])
     shutil.copytree(runs / "greats-0", tmp_path / "begun")
     (tmp_path / "begun" / "summary.json").unlink()
     (tmp_path / "begun" / "metrics.jsonl").write_text("")
     with pytest.raises(RunError, match="no run here has been evaluated yet"):
         gather([tmp_path / "begun"])
+
+
+def test_a_folder_that_is_named_twice_counts_once(runs):
+    assert gather([runs, runs / "."]).runs == gather([runs]).runs
 
 
 def test_nested_settings_become_dotted_keys():

@@ -313,7 +313,7 @@ def test_the_command_says_where_everything_is(runs, capsys, tmp_path, monkeypatc
     assert [path.name for path in (folder / "report_files").iterdir()] == ["by-source.png"]
     monkeypatch.undo()
     assert main(["report", str(tmp_path / "none")]) == 1
-    assert "there is no run here" in capsys.readouterr().err
+    assert "there is no such folder" in capsys.readouterr().err
 
 
 def test_methods_look_the_same_in_every_report_and_different_from_each_other():

@@ -37,6 +37,15 @@ def test_columns_that_do_not_fit_come_below_with_the_first_again():
     assert text.count("12.34 [1, 2]") == 9
 
 
+def test_what_names_a_row_is_there_again_with_its_setting():
+    head = ("setting", "method", *(f"column {i}" for i in range(9)))
+    rows = (("batch=4", "greats", *("12.34 [1, 2]" for _ in range(9))),)
+    text = shown(Table(head, rows, left=2))
+    assert text.count("batch=4  greats") == text.count("batch=4") == 3
+    words = shown(Table(("key", "greats"), (("a.long.key.of.it", "some value"),), left=2), width=20)
+    assert words.count("a.long.key") == 1
+
+
 def test_a_text_cannot_take_over_the_terminal():
     bad = "red \x1b[31m bell \x07 back \x08 \u202e right-to-left"
     example = ShownExample(bad, bad, bad, ((bad, False), (bad, True)))
