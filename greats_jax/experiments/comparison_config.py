@@ -118,6 +118,10 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparis
             raise ConfigError(f"{text}: {first} has no key below it; keys of the training go below set, as set.steps=9")
         else:
             tree[first] = _typed(value, first)
+    if "model" in tree and "train" not in tree:
+        raise ConfigError(
+            f"{file}: this file describes a training; name it in the file of a comparison, as train: {file}"
+        )
     for key in tree:
         if key not in _KEYS:
             raise _unknown(str(key), file)

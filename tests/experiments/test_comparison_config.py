@@ -199,3 +199,11 @@ def test_sections_may_be_given_on_the_command_line(write):
 def test_a_comparison_of_nothing_is_refused(write):
     with pytest.raises(ConfigError, match=r"methods is not given in .*; name at least one rule"):
         load_comparison(write())
+
+
+def test_a_training_is_not_taken_for_a_comparison(write, tmp_path):
+    write()
+    with pytest.raises(
+        ConfigError, match=r"tiny\.yaml: this file describes a training; name it in the file of a compar"
+    ):
+        load_comparison(tmp_path / "tiny.yaml")
