@@ -7,6 +7,7 @@ def example(load_program):
     return load_program("examples/noisy_labels_cnn.py")
 
 
+@pytest.mark.slow
 def test_gradients_find_the_right_labels(example, monkeypatch, capsys):
     monkeypatch.setattr(example, "STEPS", 100)
     monkeypatch.setattr(example, "RULES", ("greats", "random_k"))  # each rule costs seconds of compilation

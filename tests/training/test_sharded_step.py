@@ -125,7 +125,6 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
 
 
 DEFAULT = [
-    ("data", True, "greats", "one pass"),
     ("all", False, "greats", "one pass"),
     ("all", True, "greats", "groups, two passes, cached"),
 ]
