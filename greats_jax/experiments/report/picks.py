@@ -178,9 +178,19 @@ def by_length(found: Candidacies, lengths: Mapping[str, int], edges: np.ndarray)
 
 
 def length_edges(lengths: Sequence[int]) -> np.ndarray:
-    """Edges of up to ten groups of lengths that hold about equally many examples, i64[g + 1]; the last is excluded."""
+    """Edges of up to ten groups of lengths that hold about equally many examples, i64[g + 1]; the last is excluded.
+
+    Where most examples are of one length, those below it may be so few that how often they were chosen says nothing: a
+    group of less than half its part is one with the next.
+    """
     inner = np.quantile(lengths, np.linspace(0, 1, MOST_BINS + 1)[:-1], method="closest_observation")
-    return np.unique(np.r_[inner, max(lengths) + 1].astype(np.int64))
+    edges = np.unique(np.r_[inner, max(lengths) + 1].astype(np.int64))
+    below = np.searchsorted(np.sort(lengths), edges)
+    kept = [0]
+    for place in range(1, len(edges)):
+        if below[place] - below[kept[-1]] >= len(lengths) / (2 * MOST_BINS):
+            kept.append(place)
+    return edges[[*kept[:-1], -1]] if len(kept) > 1 else edges[[0, -1]]
 
 
 class Course(NamedTuple):

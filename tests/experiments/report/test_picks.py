@@ -138,3 +138,8 @@ def test_no_records_are_no_rows():
     found = candidacies([])
     assert isinstance(found, Candidacies)
     assert len(found) == 0
+
+
+def test_few_lengths_below_a_common_one_are_no_group_of_their_own():
+    assert length_edges([16, 30, *[64] * 98]).tolist() == [16, 65]
+    assert length_edges([*range(20, 30), *[64] * 90]).tolist() == [20, 29, 65]
