@@ -74,10 +74,7 @@ def claim(folder: Path, option: str = "output=...") -> None:
             )
         if folder.is_dir() and found is not Standing.VACANT:
             raise RunError(f"{folder}: this folder is not empty; choose another with {option} or move it away")
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / _PROBE
-        probe.touch()
-        probe.unlink()
+        _write_to(folder)
     except OSError as error:
         reason = error.strerror or error
         raise RunError(f"{folder}: cannot create this folder ({reason}); choose another with {option}") from None
@@ -162,13 +159,18 @@ def make_room(file: Path, option: str) -> None:
     if file.is_dir():
         raise RunError(f"{file}: this is a folder; name a file in it with {option}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        probe = file.parent / _PROBE
-        probe.touch()
-        probe.unlink()
+        _write_to(file.parent)
     except OSError as error:
         reason = error.strerror or error
         raise RunError(f"{file.parent}: cannot write to this folder ({reason}); choose another with {option}") from None
+
+
+def _write_to(folder: Path) -> None:
+    """Create a folder where there is none, and leave nothing of what was written to try it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / _PROBE
+    probe.touch()
+    probe.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:
